@@ -1,0 +1,87 @@
+"""Plain PyTorch, on any device: the twin of every fused kernel, and the route on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..plan import NONFINITE, Evaluation, Plan, Statistics
+from .objective import objective
+from .stft import stft_gradient, stft_statistics
+from .waveform import compute_dtype, waveform_gradient, waveform_statistics
+
+__all__ = ["Evaluation", "gradient", "objective", "statistics"]
+
+
+def sanitized(x: Tensor) -> Tensor:
+    """NaN to silence, +-Inf to full scale."""
+    return torch.nan_to_num(x, nan=0.0, posinf=1.0, neginf=-1.0)
+
+
+def _inputs(
+    plan: Plan, estimates: Tensor, actuals: Tensor, sanitize: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """What the waveform term reads and what the spectral terms read."""
+    raw = (estimates, actuals)
+    clean = (sanitized(estimates), sanitized(actuals)) if sanitize else raw
+    return clean if plan.sanitize_waveform else raw, clean if plan.sanitize_spectrum else raw
+
+
+def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> Statistics:
+    """Sums of every term; ``save`` keeps what :func:`gradient` needs."""
+    found = _statistics(plan, estimates, actuals, save, sanitize=False)
+    # A sample that is not finite leaves no finite sum behind, so clean data is never scanned.
+    if (plan.sanitize_waveform or plan.sanitize_spectrum) and not all(
+        bool(p.isfinite().all()) for p in found.partials
+    ):
+        finite = estimates.isfinite()
+        count = finite.logical_not().sum() + actuals.isfinite().logical_not().sum()
+        if count:
+            found = _statistics(plan, estimates, actuals, save, sanitize=True)
+            found.partials[-1][0, 0, NONFINITE] = count
+            found = Statistics(found.partials, (finite, *found.saved[1:]))
+    return found
+
+
+def _statistics(
+    plan: Plan, estimates: Tensor, actuals: Tensor, save: bool, sanitize: bool
+) -> Statistics:
+    partials: list[Tensor] = []
+    saved: list[Tensor | None] = [None]
+    waves, spectra = _inputs(plan, estimates, actuals, sanitize)
+    if plan.waveform is not None:
+        partials.append(waveform_statistics(*waves, plan.waveform))
+    if plan.spectrum is not None:
+        for resolution in plan.resolutions:
+            sums, *kept = stft_statistics(*spectra, resolution, plan.spectrum, save)
+            partials.append(sums)
+            saved += kept
+    return Statistics(tuple(partials), tuple(saved))
+
+
+def gradient(
+    plan: Plan,
+    saved: tuple[Tensor | None, ...],
+    coefficients: Tensor,
+    estimates: Tensor,
+    actuals: Tensor,
+) -> Tensor:
+    """Gradient of the loss with respect to the estimates, in their dtype."""
+    finite, *kept = saved
+    waves, spectra = _inputs(plan, estimates, actuals, finite is not None)
+    total = torch.zeros(estimates.shape, dtype=compute_dtype(*waves), device=estimates.device)
+    per_term = list(coefficients)
+
+    if plan.waveform is not None:
+        waveform_gradient(*waves, per_term.pop(0), plan.waveform, total)
+        if finite is not None and plan.sanitize_waveform:
+            total.mul_(finite)
+    if plan.spectrum is not None:
+        masked = finite is not None and plan.sanitize_spectrum
+        spectral = torch.zeros_like(total) if masked else total
+        for i, resolution in enumerate(plan.resolutions):
+            signs, edges = kept[2 * i : 2 * i + 2]
+            stft_gradient(signs, edges, spectra[0], per_term[i], resolution, spectral)
+        if masked:
+            total.addcmul_(spectral, finite.to(total.dtype))
+    return total.to(estimates.dtype)

@@ -1,0 +1,109 @@
+r"""The objective: from the sums of a row to its loss and to the coefficients of its gradient.
+
+With M elements in a row, c = 10 / ln 10 and the parts p (one for a waveform; Re and Im for a
+spectrum), for means err_p = S_err_p / M and ref_p = S_ref_p / M:
+
+.. math::
+    D_1 &= \sum_p c \ln\frac{err_p + \tau\, ref_p + \epsilon}{ref_p + \epsilon} \\
+    L   &= c \ln(Q / M + \epsilon_{dB}), \quad R = |L_{est} - L_{ref}| \\
+    \lambda &= \lambda_0 + \eta\, \Delta\lambda\, clip(R / \max(L_{ref} - L_{min}, 10^{-6}), 0, 1),
+    \quad \eta = [L_{ref} > \max(L_{est}, L_{min})] \\
+    loss &= (1 - w)(D_1 + coef\, \lambda R) + w\, scale\, \tfrac1P \sum_p err_p
+
+lambda is detached. The gradient of a row is then, with d = e - t,
+
+    a_p = power [(1-w) c / (err_p + tau ref_p + eps) + w scale / P] / M    on sign(d_p), or on d (power 2)
+    r   = (1-w) coef lambda sign(L_est - L_ref) 2c / (M (Q_est / M + eps_dB))    on dQ_est / 2 de
+
+(arXiv:2309.02539 for D1, arXiv:2501.16171 for the level matching).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..plan import ERR_RE, NONFINITE, PARTS, Q_EST, Q_REF, REF_RE, Evaluation, Objective, Plan
+
+C = 10.0 / math.log(10.0)
+
+
+def dbrms(mean_square: Tensor, eps: float) -> Tensor:
+    """Level in dB of a mean square."""
+    return C * torch.log(mean_square + eps)
+
+
+def adaptive_weight(
+    l_pred: Tensor, l_true: Tensor, l_min: float, lambda0: float, delta_lambda: float, r: Tensor
+) -> Tensor:
+    """lambda of the level matching: grows where a non-silent target is estimated too quietly."""
+    eta = l_true > l_pred.clamp(min=l_min)
+    share = (r / (l_true - l_min).clamp(min=1e-6)).clamp(0.0, 1.0)
+    # eta delta_lambda is rounded to float32 in torch-l1-snr, also for float64 input.
+    return (lambda0 + eta.float() * delta_lambda * share).detach()
+
+
+def evaluate(sums: Tensor, term: Objective, elements: int) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Weighted loss [B], its parts, and the coefficients [3, B] of the gradient of one term.
+
+    ``sums`` is [B, COLUMNS]. The loss is differentiable with respect to it; the reference relies
+    on that, and on the coefficients being exactly that derivative.
+    """
+    w, count = term.l1_weight, term.parts
+    means = sums / elements
+    error = means[:, ERR_RE : ERR_RE + count]
+    l1 = error.mean(-1)
+    none = torch.zeros_like(l1)
+    a = none[:, None] + w * term.l1_scale / count
+    d1, r, level, lam, l_est, l_ref = none, none, none, none, none, none
+    loss = w * term.l1_scale * l1 if w > 0 else none
+
+    if not term.pure_l1:
+        reference = means[:, REF_RE : REF_RE + count]
+        floored = error + term.tau * reference + term.eps
+        d1 = C * torch.log(floored / (reference + term.eps)).sum(-1)
+        a = a + (1 - w) * C / floored
+        loss = loss + (1 - w) * d1
+        if term.regularize:
+            l_est = dbrms(means[:, Q_EST], term.dbrms_eps)
+            l_ref = dbrms(means[:, Q_REF], term.dbrms_eps)
+            distance = (l_est - l_ref).abs()
+            lam = adaptive_weight(
+                l_est, l_ref, term.lmin, term.lambda0, term.delta_lambda, distance
+            )
+            level = lam * distance
+            loss = loss + (1 - w) * term.reg_coef * level
+            r = (1 - w) * term.reg_coef * lam * (l_est - l_ref).sign() * 2 * C
+            r = r / (elements * (means[:, Q_EST] + term.dbrms_eps))
+
+    a = a * (term.power / elements)
+    coefficients = torch.stack([a[:, 0], a[:, count - 1], r]) * term.weight
+    return loss * term.weight, [d1, level, l1, lam, l_est, l_ref], coefficients
+
+
+def reduce(loss: Tensor, reduction: str) -> Tensor:
+    """Batch reduction of a per-row loss."""
+    return {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction](loss)
+
+
+def objective(
+    plan: Plan, partials: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
+) -> Evaluation:
+    """Loss, gradient coefficients and parts of all terms, in float64, the loss in ``dtype``."""
+    terms = plan.terms(channels, length)
+    rows = [
+        evaluate(p.double().sum(1), term, elements)
+        for p, (term, elements) in zip(partials, terms, strict=True)
+    ]
+    loss = reduce(sum(row[0] for row in rows), plan.reduction)
+    coefficients = torch.stack([row[2] for row in rows])
+    share = plan.grad_scale / partials[0].shape[0] if plan.reduction == "mean" else plan.grad_scale
+    return Evaluation(
+        loss=loss.to(dtype),
+        coefficients=coefficients * share,
+        parts=torch.stack([torch.stack(row[1]) for row in rows]),
+        nonfinite=partials[-1][:, :, NONFINITE].sum(),
+    )
