@@ -1,0 +1,176 @@
+"""From a plan to a differentiable loss: one autograd.Function, and one operator for torch.compile."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backends, reference
+from .kernels.eager.waveform import compute_dtype
+from .kernels.plan import PARTS, WINDOWS, Objective, Plan, Resolution
+from .notices import Notices, notices_of
+
+
+class FusedLoss(torch.autograd.Function):
+    """statistics -> objective -> coefficients -> gradient, by one backend's kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, kernels: ModuleType, save: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = kernels.statistics(plan, estimates, actuals, save)
+        result = kernels.objective(
+            plan, found.partials, *estimates.shape[1:], compute_dtype(estimates, actuals)
+        )
+        if save:
+            ctx.plan, ctx.kernels = plan, kernels
+            ctx.save_for_backward(estimates, actuals, result.coefficients, *found.saved)
+        ctx.mark_non_differentiable(result.parts, result.nonfinite)
+        ctx.set_materialize_grads(False)
+        return result.loss, result.parts, result.nonfinite
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None, None
+        estimates, actuals, coefficients, *saved = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the gradient itself must be differentiable
+            loss = reference.loss(ctx.plan, estimates, actuals).loss
+            (gradient,) = torch.autograd.grad(loss, estimates, grad, create_graph=True)
+        else:
+            gradient = ctx.kernels.gradient(
+                ctx.plan, tuple(saved), coefficients * grad, estimates, actuals
+            )
+        return gradient, None, None, None, None
+
+
+def loss(
+    estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices
+) -> tuple[Tensor, Tensor]:
+    """Loss and parts of [B, C, L] waveforms, differentiable with respect to the estimates."""
+    name = backends.select_backend(estimates.device)
+    save = torch.is_grad_enabled() and estimates.requires_grad
+    if name == "reference" or backends.needs_reference(actuals):
+        result = reference.loss(plan, estimates, actuals)
+        value, parts, nonfinite = result.loss, result.parts, result.nonfinite
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
+            return value, parts  # the count cannot be looked at from in there
+    elif torch.compiler.is_compiling():
+        value, parts, _ = value_and_gradient(
+            estimates, actuals, *encode(plan), name, save, notices.name
+        )
+        return value, parts
+    else:
+        value, parts, nonfinite = FusedLoss.apply(
+            estimates, actuals, plan, backends.kernels(name), save
+        )
+    if plan.sanitize_waveform or plan.sanitize_spectrum:
+        notices.sanitized(nonfinite)
+    return value, parts
+
+
+# torch.compile sees one opaque operator: plans travel as numbers, and the gradient is computed with
+# the value, in float32 or better, to be multiplied by the incoming gradient later.
+
+Encoded = tuple[list[float], list[float], list[int], str, float, list[bool]]
+
+
+def encode(plan: Plan) -> Encoded:
+    domains = [[] if d is None else [float(x) for x in d] for d in (plan.waveform, plan.spectrum)]
+    resolutions = [
+        x for r in plan.resolutions for x in (*r[:3], WINDOWS.index(r.window_fn))
+    ]
+    sanitize = [plan.sanitize_waveform, plan.sanitize_spectrum]
+    return domains[0], domains[1], resolutions, plan.reduction, plan.grad_scale, sanitize
+
+
+def decode(
+    waveform: list[float],
+    spectrum: list[float],
+    resolutions: list[int],
+    reduction: str,
+    grad_scale: float,
+    sanitize: list[bool],
+) -> Plan:
+    kinds = [type(value) for value in Objective()]
+    domains = [
+        Objective(*(kind(x) for kind, x in zip(kinds, d, strict=True))) if d else None
+        for d in (waveform, spectrum)
+    ]
+    quads = [resolutions[i : i + 4] for i in range(0, len(resolutions), 4)]
+    stfts = tuple(Resolution(n, hop, win, WINDOWS[w]) for n, hop, win, w in quads)
+    return Plan(domains[0], domains[1], stfts, reduction, grad_scale, *sanitize)
+
+
+@torch.library.custom_op("torch_l1snr_fast::value_and_gradient", mutates_args=())
+def value_and_gradient(
+    estimates: Tensor,
+    actuals: Tensor,
+    waveform: list[float],
+    spectrum: list[float],
+    resolutions: list[int],
+    reduction: str,
+    grad_scale: float,
+    sanitize: list[bool],
+    backend: str,
+    save: bool,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, parts and the gradient for an incoming gradient of one (empty unless ``save``)."""
+    plan = decode(waveform, spectrum, resolutions, reduction, grad_scale, sanitize)
+    kernels = backends.kernels(backend)
+    dtype = compute_dtype(estimates, actuals)
+    found = kernels.statistics(plan, estimates, actuals, save)
+    result = kernels.objective(plan, found.partials, *estimates.shape[1:], dtype)
+    if any(sanitize):
+        notices_of(name).sanitized(result.nonfinite)
+    gradient = estimates.new_empty(0, dtype=dtype)
+    if save:
+        # Kernels round to the estimates' dtype; a half-precision unit gradient would underflow.
+        wide = estimates.to(dtype)
+        gradient = kernels.gradient(plan, found.saved, result.coefficients, wide, actuals)
+    return result.loss, result.parts, gradient
+
+
+@value_and_gradient.register_fake
+def _(
+    estimates: Tensor,
+    actuals: Tensor,
+    waveform: list[float],
+    spectrum: list[float],
+    resolutions: list[int],
+    reduction: str,
+    grad_scale: float,
+    sanitize: list[bool],
+    backend: str,
+    save: bool,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(estimates, actuals)
+    batch = estimates.shape[0]
+    terms = bool(waveform) + len(resolutions) // 4
+    return (
+        estimates.new_empty((batch,) if reduction == "none" else (), dtype=dtype),
+        estimates.new_empty((terms, len(PARTS), batch), dtype=torch.float64),
+        estimates.new_empty(estimates.shape if save else 0, dtype=dtype),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(output[2])
+    ctx.dtype = inputs[0].dtype
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    (gradient,) = ctx.saved_tensors
+    if grad is not None:
+        rows = grad.reshape(-1, 1, 1).to(gradient.dtype)
+        grad = (gradient * rows).to(ctx.dtype)
+    return grad, *[None] * 10
+
+
+value_and_gradient.register_autograd(_backward, setup_context=_setup_context)

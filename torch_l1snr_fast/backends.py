@@ -1,0 +1,131 @@
+"""Which implementation computes a loss: by the tensors' device and by what is asked of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from functools import lru_cache
+from types import ModuleType, TracebackType
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "triton", "eager", "reference")
+VARIABLE = "TORCH_L1SNR_FAST_BACKEND"
+# Triton compiles for these; a CPU is served by its interpreter alone.
+TRITON_DEVICES = ("cuda", "xpu")
+OLDEST_TRITON = (3, 3)
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+_chosen = _checked(os.environ.get(VARIABLE, "auto"), f"environment variable {VARIABLE}")
+
+
+class use_backend:
+    """Choose the backend: ``use_backend("eager")`` from here on, or for a ``with`` block.
+
+    Args:
+        name: ``"auto"`` (Triton on GPUs, eager elsewhere), ``"triton"``, ``"eager"`` or
+            ``"reference"``. The environment variable TORCH_L1SNR_FAST_BACKEND sets the first choice.
+
+    Double backward, gradients to the actuals, forward-mode AD and torch.func are always computed by
+    the reference, which alone can.
+
+    Raises:
+        ValueError: for any other name. A loss called with a backend that its device cannot run
+            raises RuntimeError.
+    """
+
+    def __init__(self, name: str) -> None:
+        global _chosen
+        self._before = _chosen
+        _chosen = _checked(name, "name")
+
+    def __enter__(self) -> use_backend:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _chosen
+        _chosen = self._before
+
+
+@lru_cache(maxsize=1)
+def triton_problem() -> str | None:
+    """Why Triton cannot be used, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton)"
+    import triton
+
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"triton {triton.__version__} is too old (pip install 'triton>={oldest}')"
+    return None
+
+
+@lru_cache(maxsize=1)
+def _warn_without_triton(problem: str) -> None:
+    warnings.warn(
+        f"torch_l1snr_fast: {problem}; GPU tensors are computed by the slower eager backend",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def select_backend(device: torch.device) -> str:
+    """Name of the backend for tensors on ``device``."""
+    if _chosen in ("eager", "reference"):
+        return _chosen
+    on_gpu = device.type in TRITON_DEVICES
+    if _chosen == "auto":
+        if not on_gpu:
+            return "eager"
+        problem = triton_problem()
+        if problem is None:
+            return "triton"
+        _warn_without_triton(problem)
+        return "eager"
+
+    problem = triton_problem()
+    if problem is None and not on_gpu:
+        interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+        if not interpreted:
+            problem = f"it does not run on {device.type!r} tensors"
+    if problem is not None:
+        raise RuntimeError(
+            f"the triton backend was asked for, but {problem}. Use use_backend('auto') or 'eager'"
+            " (or, for a test on CPU tensors, set TRITON_INTERPRET=1 before importing triton)."
+        )
+    return "triton"
+
+
+def kernels(name: str) -> ModuleType:
+    """The module with ``statistics``, ``objective`` and ``gradient`` of a backend."""
+    if name == "triton":
+        from .kernels import triton  # imported on first use: Triton costs import time
+
+        return triton
+    from .kernels import eager
+
+    return eager
+
+
+def needs_reference(actuals: Tensor) -> bool:
+    """Whether something is asked that only differentiable PyTorch can answer."""
+    if torch.is_grad_enabled() and actuals.requires_grad:
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    return functorch or torch.autograd.forward_ad._current_level >= 0

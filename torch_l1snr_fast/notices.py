@@ -1,0 +1,72 @@
+"""Warnings that a loss gives once in its life, also when the cause is found on a GPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Counts on their way from a GPU to the host: (host copy, event, whose). Shared by all losses,
+# because a trainer may build its loss anew every step and a count arrives a call later.
+_pending: deque[tuple[Tensor, Any, Notices]] = deque()
+_PENDING_AT_MOST = 64
+
+
+class Notices:
+    """What one loss has already warned of."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.given: set[str] = set()
+
+    def once(self, kind: str, text: str, category: type[Warning] = RuntimeWarning) -> None:
+        if kind not in self.given:
+            self.given.add(kind)
+            # 6: past this package's frames and torch.nn.Module's, to the caller of the loss.
+            warnings.warn(f"{self.name}: {text}", category, stacklevel=6)
+
+    def sanitized(self, count: Tensor) -> None:
+        """Warn if ``count`` is not zero; from a GPU the answer is awaited by a later call."""
+        poll()
+        if "nonfinite" in self.given:
+            return
+        if count.device.type == "cpu":
+            self._sanitized(int(count))
+        elif len(_pending) < _PENDING_AT_MOST and not _capturing(count.device):
+            host = torch.empty((), dtype=count.dtype, pin_memory=True)
+            host.copy_(count, non_blocking=True)
+            event = torch.Event(count.device.type)
+            event.record(torch.accelerator.current_stream(count.device))
+            _pending.append((host, event, self))
+
+    def _sanitized(self, count: int) -> None:
+        if count:
+            self.once(
+                "nonfinite",
+                f"{count} samples of estimates and actuals are NaN or infinite. They were replaced"
+                " (NaN by 0.0, +-Inf by +-1.0) and get no gradient, so a diverging model can show a"
+                " healthy loss. Check the model and the data, or pass check_finite=False to see"
+                " them in the loss. Warned once.",
+            )
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def poll() -> None:
+    """Give the warnings whose counts have arrived, without waiting for the others."""
+    while _pending and _pending[0][1].query():
+        host, _, notices = _pending.popleft()
+        notices._sanitized(int(host))
+
+
+_by_name: dict[str, Notices] = {}
+
+
+def notices_of(name: str) -> Notices:
+    """The notices of a compiled loss, where the instance is not at hand."""
+    return _by_name.setdefault(name, Notices(name))

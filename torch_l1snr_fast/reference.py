@@ -1,0 +1,101 @@
+"""The losses as plain differentiable PyTorch: their definition, term by term.
+
+Every other backend is checked against this one, which in turn is checked against torch-l1-snr and
+against formulas in NumPy. It also serves what a hand-written backward cannot: double backward,
+gradients to the actuals, forward mode and torch.func.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .kernels.eager import sanitized
+from .kernels.eager.objective import evaluate, reduce
+from .kernels.eager.waveform import compute_dtype
+from .kernels.plan import Evaluation, Objective, Plan, Resolution
+
+
+class ScaleGradient(torch.autograd.Function):
+    """The value unchanged to the bit, its gradient multiplied by a constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, scale: float) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.scale = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.scale, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent * ctx.scale
+
+
+def scale_gradient(loss: Tensor, scale: float) -> Tensor:
+    return loss if scale == 1.0 else ScaleGradient.apply(loss, scale)
+
+
+def stft(x: Tensor, res: Resolution) -> Tensor:
+    """Spectrum [B, C, bins, frames] of [B, C, L]."""
+    spectrum = torch.stft(
+        x.flatten(0, 1),
+        res.n_fft,
+        res.hop_length,
+        window=res.window(x.dtype, x.device),
+        return_complex=True,
+    )
+    return spectrum.unflatten(0, x.shape[:2])
+
+
+def row_sums(parts: list[tuple[Tensor, Tensor]], e: Tensor, t: Tensor, power: int) -> Tensor:
+    """The columns of the statistics [B, COLUMNS] from (error, reference) pairs, one per part."""
+    error, reference = (
+        [part[i].abs().pow(power).flatten(1).sum(1) for part in parts] for i in (0, 1)
+    )
+    levels = [x.abs().square().flatten(1).sum(1) for x in (e, t)]
+    unused = torch.zeros_like(levels[0])
+    pad = [unused] * (2 - len(parts))
+    return torch.stack([*error, *pad, *reference, *pad, *levels, unused], dim=1)
+
+
+def term_sums(e: Tensor, t: Tensor, term: Objective, res: Resolution | None) -> Tensor:
+    if res is None:
+        return row_sums([(e - t, t)], e, t, term.power)
+    spectrum_e, spectrum_t, error = stft(e, res), stft(t, res), stft(e - t, res)
+    parts = [(error.real, spectrum_t.real), (error.imag, spectrum_t.imag)]
+    return row_sums(parts, spectrum_e, spectrum_t, term.power)
+
+
+def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
+    """Loss and parts of [B, C, L] waveforms; the coefficients are those of the closed form."""
+    dtype = compute_dtype(estimates, actuals)
+    raw = estimates.to(dtype), actuals.to(dtype)
+    clean = sanitized(raw[0]), sanitized(raw[1])
+    sanitize = [plan.sanitize_waveform] if plan.waveform is not None else []
+    sanitize += [plan.sanitize_spectrum] * len(plan.resolutions)
+    resolutions: list[Resolution | None] = [None] if plan.waveform is not None else []
+    resolutions += plan.resolutions
+
+    rows = [
+        evaluate(term_sums(*(clean if wash else raw), term, res).double(), term, elements)
+        for (term, elements), res, wash in zip(
+            plan.terms(*estimates.shape[1:]), resolutions, sanitize, strict=True
+        )
+    ]
+    total = reduce(torch.stack([row[0] for row in rows]).sum(0), plan.reduction)
+    bad = sum((~x.isfinite()).sum() for x in raw) if any(sanitize) else torch.zeros(())
+    return Evaluation(
+        loss=scale_gradient(total.to(dtype), plan.grad_scale),
+        coefficients=torch.stack([row[2].detach() for row in rows]),
+        parts=torch.stack([torch.stack(row[1]).detach() for row in rows]),
+        nonfinite=bad,
+    )
