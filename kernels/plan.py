@@ -52,6 +52,7 @@ class Resolution(NamedTuple):
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # an inference tensor could not be used in training later
 def _window(resolution: Resolution, dtype: torch.dtype, device: torch.device) -> Tensor:
     n_fft, _, win_length, name = resolution
     # float32 window, float64 norm, float32 result: torch-l1-snr's own rounding, kept for its values.

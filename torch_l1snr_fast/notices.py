@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import deque
 from typing import Any
@@ -25,8 +26,7 @@ class Notices:
     def once(self, kind: str, text: str, category: type[Warning] = RuntimeWarning) -> None:
         if kind not in self.given:
             self.given.add(kind)
-            # 6: past this package's frames and torch.nn.Module's, to the caller of the loss.
-            warnings.warn(f"{self.name}: {text}", category, stacklevel=6)
+            warnings.warn(f"{self.name}: {text}", category, stacklevel=_caller())
 
     def sanitized(self, count: Tensor) -> None:
         """Warn if ``count`` is not zero; from a GPU the answer is awaited by a later call."""
@@ -51,6 +51,17 @@ class Notices:
                 " healthy loss. Check the model and the data, or pass check_finite=False to see"
                 " them in the loss. Warned once.",
             )
+
+
+def _caller() -> int:
+    """The stack level, for the function that calls this, of the first frame that is the user's."""
+    if torch.compiler.is_compiling():
+        return 2
+    level, frame = 1, sys._getframe(1)
+    ours = (__name__.partition(".")[0], "torch")
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ours:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _capturing(device: torch.device) -> bool:

@@ -30,9 +30,11 @@ def _inputs(
 def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> Statistics:
     """Sums of every term; ``save`` keeps what :func:`gradient` needs."""
     found = _statistics(plan, estimates, actuals, save, sanitize=False)
-    # A sample that is not finite leaves no finite sum behind, so clean data is never scanned.
-    if (plan.sanitize_waveform or plan.sanitize_spectrum) and not all(
-        bool(p.isfinite().all()) for p in found.partials
+    # A sample that is not finite leaves no finite sum behind, so clean data is never scanned (but
+    # where hops leave samples out of every frame).
+    seen = plan.waveform is not None or any(r.hop_length <= r.n_fft for r in plan.resolutions)
+    if (plan.sanitize_waveform or plan.sanitize_spectrum) and not (
+        seen and all(bool(p.isfinite().all()) for p in found.partials)
     ):
         finite = estimates.isfinite()
         count = finite.logical_not().sum() + actuals.isfinite().logical_not().sum()
@@ -69,13 +71,15 @@ def gradient(
     """Gradient of the loss with respect to the estimates, in their dtype."""
     finite, *kept = saved
     waves, spectra = _inputs(plan, estimates, actuals, finite is not None)
-    total = torch.zeros(estimates.shape, dtype=compute_dtype(*waves), device=estimates.device)
+    total = torch.empty(estimates.shape, dtype=compute_dtype(*waves), device=estimates.device)
     per_term = list(coefficients)
 
     if plan.waveform is not None:
         waveform_gradient(*waves, per_term.pop(0), plan.waveform, total)
         if finite is not None and plan.sanitize_waveform:
             total.mul_(finite)
+    else:
+        total.zero_()
     if plan.spectrum is not None:
         masked = finite is not None and plan.sanitize_spectrum
         spectral = torch.zeros_like(total) if masked else total

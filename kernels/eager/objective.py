@@ -12,7 +12,7 @@ spectrum), for means err_p = S_err_p / M and ref_p = S_ref_p / M:
 
 lambda is detached. The gradient of a row is then, with d = e - t,
 
-    a_p = power [(1-w) c / (err_p + tau ref_p + eps) + w scale / P] / M    on sign(d_p), or on d (power 2)
+    a_p = [(1-w) c / (err_p + tau ref_p + eps) + w scale / P] / M    on sign(d_p), or on 2 d (power 2)
     r   = (1-w) coef lambda sign(L_est - L_ref) 2c / (M (Q_est / M + eps_dB))    on dQ_est / 2 de
 
 (arXiv:2309.02539 for D1, arXiv:2501.16171 for the level matching).
@@ -52,36 +52,42 @@ def evaluate(sums: Tensor, term: Objective, elements: int) -> tuple[Tensor, list
     ``sums`` is [B, COLUMNS]. The loss is differentiable with respect to it; the reference relies
     on that, and on the coefficients being exactly that derivative.
     """
-    w, count = term.l1_weight, term.parts
-    means = sums / elements
+    count, means = term.parts, sums / elements
     error = means[:, ERR_RE : ERR_RE + count]
-    l1 = error.mean(-1)
+    l1 = error.mean(-1) if count > 1 else error[:, 0]
     none = torch.zeros_like(l1)
-    a = none[:, None] + w * term.l1_scale / count
-    d1, r, level, lam, l_est, l_ref = none, none, none, none, none, none
-    loss = w * term.l1_scale * l1 if w > 0 else none
+    d1, level, lam, l_est, l_ref, r = none, none, none, none, none, none
+    snr_share = term.weight * (1 - term.l1_weight)
+    l1_share = term.weight * term.l1_weight * term.l1_scale
 
-    if not term.pure_l1:
+    if term.pure_l1:
+        loss = l1_share * l1
+        a = torch.full_like(error, l1_share / (count * elements))
+    else:
         reference = means[:, REF_RE : REF_RE + count]
-        floored = error + term.tau * reference + term.eps
+        floored = error + (term.eps if term.tau == 0 else term.tau * reference + term.eps)
         d1 = C * torch.log(floored / (reference + term.eps)).sum(-1)
-        a = a + (1 - w) * C / floored
-        loss = loss + (1 - w) * d1
+        loss = snr_share * d1
+        a = (snr_share * C / elements) / floored
+        if term.l1_weight > 0:
+            loss = loss + l1_share * l1
+            a = a + l1_share / (count * elements)
         if term.regularize:
             l_est = dbrms(means[:, Q_EST], term.dbrms_eps)
             l_ref = dbrms(means[:, Q_REF], term.dbrms_eps)
-            distance = (l_est - l_ref).abs()
+            difference = l_est - l_ref
+            distance = difference.abs()
             lam = adaptive_weight(
                 l_est, l_ref, term.lmin, term.lambda0, term.delta_lambda, distance
             )
             level = lam * distance
-            loss = loss + (1 - w) * term.reg_coef * level
-            r = (1 - w) * term.reg_coef * lam * (l_est - l_ref).sign() * 2 * C
-            r = r / (elements * (means[:, Q_EST] + term.dbrms_eps))
+            loss = loss + (snr_share * term.reg_coef) * level
+            slope = snr_share * term.reg_coef * 2 * C / elements
+            r = slope * lam * difference.sign() / (means[:, Q_EST] + term.dbrms_eps)
 
-    a = a * (term.power / elements)
-    coefficients = torch.stack([a[:, 0], a[:, count - 1], r]) * term.weight
-    return loss * term.weight, [d1, level, l1, lam, l_est, l_ref], coefficients
+    # What is not finite must show in the gradient too, where c / inf would be 0.
+    a = a.add(error, alpha=0)
+    return loss, [d1, level, l1, lam, l_est, l_ref], torch.stack([a[:, 0], a[:, -1], r])
 
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:
@@ -95,10 +101,10 @@ def objective(
     """Loss, gradient coefficients and parts of all terms, in float64, the loss in ``dtype``."""
     terms = plan.terms(channels, length)
     rows = [
-        evaluate(p.double().sum(1), term, elements)
+        evaluate(p.sum(1, dtype=torch.float64), term, elements)
         for p, (term, elements) in zip(partials, terms, strict=True)
     ]
-    loss = reduce(sum(row[0] for row in rows), plan.reduction)
+    loss = reduce(torch.stack([row[0] for row in rows]).sum(0), plan.reduction)
     coefficients = torch.stack([row[2] for row in rows])
     share = plan.grad_scale / partials[0].shape[0] if plan.reduction == "mean" else plan.grad_scale
     return Evaluation(

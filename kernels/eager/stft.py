@@ -14,12 +14,14 @@ squared window.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective, Resolution
 from .waveform import compute_dtype
+from .workspace import scratch
 
 BLOCK = 1 << 19  # samples in the frames of a block, over both signals
 
@@ -33,8 +35,11 @@ def groups(signals: int, frames: int, n_fft: int) -> Iterator[tuple[slice, list[
         yield slice(s, min(s + together, signals)), spans
 
 
-def padded(x: Tensor, res: Resolution) -> Tensor:
-    return torch.nn.functional.pad(x, (res.pad, res.pad), mode="reflect")
+def reflect(x: Tensor, pad: int) -> None:
+    """Fill the borders of padded signals [..., L + 2 pad] by reflection."""
+    if pad:
+        x[..., :pad] = x[..., pad + 1 : 2 * pad + 1].flip(-1)
+        x[..., -pad:] = x[..., -2 * pad - 1 : -pad - 1].flip(-1)
 
 
 def fold(x: Tensor, length: int, pad: int) -> Tensor:
@@ -56,8 +61,13 @@ def overlap_add(out: Tensor, frames: Tensor, window: Tensor, hop: int, first: in
         place.addcmul_(piece, window[j : j + hop])
 
 
-def squared_window(res: Resolution, window: Tensor, length: int) -> Tensor:
-    """Overlap-added square of the window over the padded signal, [1, L + 2 pad]."""
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # an inference tensor could not be used in training later
+def squared_window(
+    res: Resolution, length: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Overlap-added square of the window over the padded signal, [1, L + 2 pad]; not to be written."""
+    window = res.window(dtype, device)
     out = window.new_zeros(1, length + 2 * res.pad)
     frames = window.expand(1, res.frames(length), res.n_fft)
     overlap_add(out, frames, window, res.hop_length, 0)
@@ -79,7 +89,7 @@ def stft_statistics(
     e, t = estimates.flatten(0, 1), actuals.flatten(0, 1)
     frames, n, bins = res.frames(length), res.n_fft, res.bins
     window = res.window(dtype, e.device)
-    squares = squared_window(res, window, length) if term.regularize else None
+    squares = squared_window(res, length, dtype, window.device) if term.regularize else None
 
     plan = list(groups(batch * channels, frames, n))
     partials = e.new_zeros(batch * channels, len(plan[0][1]), COLUMNS, dtype=torch.float64)
@@ -92,18 +102,29 @@ def stft_statistics(
 
     for group, spans in plan:
         target = t[group].to(dtype)
-        signals = [e[group].to(dtype) - target]
+        shape = (1 if term.pure_l1 else 2, target.shape[0])
+        waves = scratch("waves", *shape, length + 2 * res.pad, like=window)
+        inner = waves[..., res.pad : res.pad + length]
+        torch.sub(e[group].to(dtype), target, out=inner[0])
         if not term.pure_l1:
-            signals.append(target)
-        waves = torch.stack([padded(x, res) for x in signals])
+            inner[1] = target
+        reflect(waves, res.pad)
         framed = waves.unfold(-1, n, res.hop_length)
         if squares is not None:
-            energy = torch.stack([waves.sum(0), waves[1]]).square_().mul_(squares)
-            partials[group, 0, Q_EST : Q_REF + 1] = (n / 2) * energy.double().sum(-1).mT
+            power = scratch("frames", *waves.shape, like=window)
+            torch.add(waves[0], waves[1], out=power[0])
+            power[1] = waves[1]
+            energy = power.square_().mul_(squares).sum(-1)
+            partials[group, 0, Q_EST : Q_REF + 1] = (n / 2) * energy.mT
         for i, span in enumerate(spans):
-            spectrum = torch.view_as_real(torch.fft.rfft(framed[:, :, span] * window))
+            frame = framed[:, :, span]
+            windowed = torch.mul(frame, window, out=scratch("frames", *frame.shape, like=window))
+            spectrum = torch.view_as_real(torch.fft.rfft(windowed))
             if signs is not None:
-                signs[group, span] = torch.sign(spectrum[0])
+                error = spectrum[0]
+                signs[group, span] = torch.sign(
+                    error, out=scratch("spectrum", *error.shape, like=window)
+                )
             if squares is not None:
                 at_edges = edge_bins(spectrum, res)
                 both = torch.stack([at_edges.sum(0), at_edges[1]])
@@ -138,20 +159,24 @@ def stft_gradient(
     # The inverse real FFT counts every bin but those at 0 and n/2 twice.
     halves = window.new_full((res.bins, 1), 0.5)
     edge_bins(halves[None], res).fill_(1.0)
-    scale = per_signal[:2].mT[:, None, None, :] * halves
+    scale = (per_signal[:2].mT[:, None, None, :] * halves).contiguous()
     r = per_signal[2] / 2
+    squares = squared_window(res, length, dtype, window.device) if edges is not None else None
 
     for group, spans in groups(batch * channels, frames, n):
         count = out[group].shape[0]
-        wave = out.new_zeros(count, length + 2 * res.pad)
+        wave = scratch("waves", count, length + 2 * res.pad, like=window).zero_()
         for span in spans:
-            spectrum = signs[group, span].to(dtype).mul_(scale[group])
+            kept = signs[group, span]
+            spectrum = scratch("spectrum", *kept.shape, like=window).copy_(kept)
+            spectrum.mul_(scale[group])
             if edges is not None:
                 edge_bins(spectrum, res).addcmul_(edges[group, span], r[group, None, None])
             y = torch.fft.irfft(torch.view_as_complex(spectrum), n=n, norm="forward")
             overlap_add(wave, y, window, res.hop_length, span.start)
         if edges is not None:
-            e = padded(estimates.flatten(0, 1)[group].to(dtype), res)
-            e.mul_(squared_window(res, window, length))
-            wave.addcmul_(e, r[group, None], value=n)
+            e = scratch("frames", *wave.shape, like=window)
+            e[:, res.pad : res.pad + length] = estimates.flatten(0, 1)[group]
+            reflect(e, res.pad)
+            wave.addcmul_(e.mul_(squares), r[group, None], value=n)
         out[group] += fold(wave, length, res.pad)

@@ -12,8 +12,22 @@ import torch
 from torch import Tensor
 
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
+from .workspace import scratch
 
-BLOCK = 1 << 18  # samples; 1 MiB of float32, so that a block and its temporary share the cache
+BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
+
+# |x| and a sign(x) in one pass each: smooth L1 with the smallest normal number as its beta is L1
+# itself, with the three-state sign as its gradient. mse is its like for power 2, gradient 2 a x.
+ERROR = {1: torch.ops.aten.smooth_l1_loss.out, 2: torch.ops.aten.mse_loss.out}
+ERROR_GRADIENT = {
+    1: torch.ops.aten.smooth_l1_loss_backward.grad_input,
+    2: torch.ops.aten.mse_loss_backward.grad_input,
+}
+NO_REDUCTION = 0
+
+
+def options(power: int, dtype: torch.dtype) -> tuple[float, ...]:
+    return (NO_REDUCTION, torch.finfo(dtype).tiny) if power == 1 else (NO_REDUCTION,)
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -22,45 +36,53 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def blocks(x: Tensor) -> Iterator[slice]:
-    """Slices of the last dimension of [B, C, L] that hold about BLOCK samples each."""
+    """Equal slices of the last dimension of [B, C, L] that hold at most BLOCK samples each."""
     length = x.shape[-1]
-    step = max(1, BLOCK * length // x.numel())
+    count = min(length, -(-x.numel() // BLOCK))
+    step = -(-length // count)
     return (slice(i, min(i + step, length)) for i in range(0, length, step))
+
+
+def widened(name: str, x: Tensor, like: Tensor) -> Tensor:
+    """``x`` in the dtype that is computed in, in scratch memory if that is another one."""
+    return x if x.dtype == like.dtype else scratch(name, *x.shape, like=like).copy_(x)
 
 
 def waveform_statistics(estimates: Tensor, actuals: Tensor, term: Objective) -> Tensor:
     """Partial sums [B, blocks, COLUMNS] of |e-t|^power and |t|^power, and of e^2 and t^2."""
     dtype = compute_dtype(estimates, actuals)
+    like = torch.empty(0, dtype=dtype, device=estimates.device)
     spans = list(blocks(estimates))
-    partials = estimates.new_zeros(estimates.shape[0], len(spans), COLUMNS, dtype=torch.float64)
-    measure = torch.Tensor.abs_ if term.power == 1 else torch.Tensor.square_
+    sums = like.new_zeros(len(spans), COLUMNS, estimates.shape[0])
+    measure = torch.abs if term.power == 1 else torch.square
 
-    for i, span in enumerate(spans):
-        e, t = estimates[..., span].to(dtype), actuals[..., span].to(dtype)
-        block = torch.sub(e, t)
-        partials[:, i, ERR_RE] = measure(block).sum((1, 2))
+    for span, out in zip(spans, sums, strict=True):
+        e = widened("estimates", estimates[..., span], like)
+        t = widened("actuals", actuals[..., span], like)
+        block = scratch("waveform", *e.shape, like=like)
+        ERROR[term.power](e, t, *options(term.power, dtype), out=block)
+        torch.sum(block, (1, 2), out=out[ERR_RE])
         if not term.pure_l1:
-            partials[:, i, REF_RE] = measure(block.copy_(t)).sum((1, 2))
+            torch.sum(measure(t, out=block), (1, 2), out=out[REF_RE])
         if term.regularize:
-            partials[:, i, Q_EST] = torch.mul(e, e, out=block).sum((1, 2))
-            partials[:, i, Q_REF] = torch.mul(t, t, out=block).sum((1, 2))
-    return partials
+            torch.sum(torch.square(e, out=block), (1, 2), out=out[Q_EST])
+            torch.sum(torch.square(t, out=block), (1, 2), out=out[Q_REF])
+    return sums.permute(2, 0, 1)
 
 
 def waveform_gradient(
     estimates: Tensor, actuals: Tensor, coefficients: Tensor, term: Objective, gradient: Tensor
 ) -> None:
-    """Write a sign(e-t) + r e (a (e-t) for power 2) into ``gradient``.
+    """Write a sign(e-t) + r e (2 a (e-t) for power 2) into ``gradient``.
 
     ``coefficients`` is [3, B]: a, unused, r.
     """
     dtype = gradient.dtype
     a, _, r = coefficients.to(dtype)[:, :, None, None]
     for span in blocks(estimates):
-        e, t = estimates[..., span].to(dtype), actuals[..., span].to(dtype)
-        block = torch.sub(e, t)
-        if term.power == 1:
-            block.sign_()
-        torch.mul(block, a, out=gradient[..., span])
+        e = widened("estimates", estimates[..., span], gradient)
+        t = widened("actuals", actuals[..., span], gradient)
+        place = gradient[..., span]
+        ERROR_GRADIENT[term.power](a, e, t, *options(term.power, dtype), grad_input=place)
         if term.regularize:
-            gradient[..., span].addcmul_(e, r)
+            place.addcmul_(e, r)
