@@ -55,7 +55,7 @@ class Resolution(NamedTuple):
 @torch.inference_mode(False)  # an inference tensor could not be used in training later
 def _window(resolution: Resolution, dtype: torch.dtype, device: torch.device) -> Tensor:
     n_fft, _, win_length, name = resolution
-    # float32 window, float64 norm, float32 result: torch-l1-snr's own rounding, kept for its values.
+    # float32 window, float64 norm, float32 result: torch-l1-snr's rounding, for its values.
     window = getattr(torch, f"{name}_window")(win_length, dtype=torch.float32, device="cpu")
     exact = window.double()
     window = (exact / exact.square().sum().sqrt()).float()
@@ -113,7 +113,9 @@ class Plan(NamedTuple):
 class Statistics(NamedTuple):
     """What one read of the data leaves: sums per term, and what the gradient needs later."""
 
-    partials: tuple[Tensor, ...]  # per term [B, chunks, COLUMNS]; a row's statistics sum over chunks
+    partials: tuple[
+        Tensor, ...
+    ]  # per term [B, chunks, COLUMNS]; a row's statistics sum over chunks
     saved: tuple[Tensor | None, ...]  # the backend's own, passed back to its ``gradient``
 
 

@@ -1,4 +1,4 @@
-"""From a plan to a differentiable loss: one autograd.Function, and one operator for torch.compile."""
+"""From a plan to a differentiable loss: an autograd.Function, and an operator to compile."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ class FusedLoss(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def loss(
-    estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices
-) -> tuple[Tensor, Tensor]:
+def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tuple[Tensor, Tensor]:
     """Loss and parts of [B, C, L] waveforms, differentiable with respect to the estimates."""
     name = backends.select_backend(estimates.device)
     save = torch.is_grad_enabled() and estimates.requires_grad
@@ -64,7 +62,7 @@ def loss(
         )
         return value, parts
     else:
-        value, parts, nonfinite = FusedLoss.apply(
+        value, parts, nonfinite = FusedLoss.apply(  # type: ignore[no-untyped-call]
             estimates, actuals, plan, backends.kernels(name), save
         )
     if plan.sanitize_waveform or plan.sanitize_spectrum:
@@ -80,9 +78,7 @@ Encoded = tuple[list[float], list[float], list[int], str, float, list[bool]]
 
 def encode(plan: Plan) -> Encoded:
     domains = [[] if d is None else [float(x) for x in d] for d in (plan.waveform, plan.spectrum)]
-    resolutions = [
-        x for r in plan.resolutions for x in (*r[:3], WINDOWS.index(r.window_fn))
-    ]
+    resolutions = [x for r in plan.resolutions for x in (*r[:3], WINDOWS.index(r.window_fn))]
     sanitize = [plan.sanitize_waveform, plan.sanitize_spectrum]
     return domains[0], domains[1], resolutions, plan.reduction, plan.grad_scale, sanitize
 
@@ -97,7 +93,7 @@ def decode(
 ) -> Plan:
     kinds = [type(value) for value in Objective()]
     domains = [
-        Objective(*(kind(x) for kind, x in zip(kinds, d, strict=True))) if d else None
+        Objective._make(kind(x) for kind, x in zip(kinds, d, strict=True)) if d else None
         for d in (waveform, spectrum)
     ]
     quads = [resolutions[i : i + 4] for i in range(0, len(resolutions), 4)]

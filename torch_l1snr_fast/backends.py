@@ -32,10 +32,10 @@ class use_backend:
 
     Args:
         name: ``"auto"`` (Triton on GPUs, eager elsewhere), ``"triton"``, ``"eager"`` or
-            ``"reference"``. The environment variable TORCH_L1SNR_FAST_BACKEND sets the first choice.
+            ``"reference"``. The variable TORCH_L1SNR_FAST_BACKEND sets the first choice.
 
-    Double backward, gradients to the actuals, forward-mode AD and torch.func are always computed by
-    the reference, which alone can.
+    Double backward, gradients to the actuals, forward-mode AD and torch.func are always computed
+    by the reference, which alone can.
 
     Raises:
         ValueError: for any other name. A loss called with a backend that its device cannot run

@@ -14,8 +14,8 @@ def install_as_torch_l1_snr() -> None:
     import torch_l1snr_fast as package
     from torch_l1snr_fast import losses
 
-    losses.dbrms = package.dbrms
-    package.l1snr = losses
+    vars(losses)["dbrms"] = package.dbrms
+    vars(package)["l1snr"] = losses
     for name in ("torch_l1_snr", "torch_l1snr"):
         sys.modules[name] = package
         sys.modules[f"{name}.l1snr"] = losses

@@ -7,6 +7,7 @@ Every argument has the name, default and meaning that it has in the module of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -18,13 +19,12 @@ from .kernels.eager.objective import dbrms as level
 from .kernels.eager.waveform import compute_dtype
 from .kernels.plan import PARTS, Objective, Plan, Resolution
 from .notices import Notices
-from .reference import scale_gradient
 
 Components = dict[str, Tensor]
 Output = Tensor | tuple[Tensor, Components]
 
-# Mean magnitude of a unit-window STFT part relative to the waveform's mean magnitude: torch-l1-snr's
-# median over MUSDB stems, from which it derives spec_ref_level.
+# Mean magnitude of a part of a unit-window STFT by the waveform's: torch-l1-snr's median over MUSDB
+# stems, from which it derives spec_ref_level.
 STFT_REF_RATIO = 0.19
 
 
@@ -40,7 +40,7 @@ class Spectrum(NamedTuple):
 
 
 def l1_scale_of(l1_scale: float | None, l1_weight: float, calibrated: float) -> float:
-    """Factor of the mean absolute error: given, or 1 for pure L1, or calibrated to the D1 gradient."""
+    """Factor of the mean absolute error: given, 1 for pure L1, or calibrated to D1's gradient."""
     if l1_scale is not None:
         return l1_scale
     return 1.0 if l1_weight == 1.0 else calibrated
@@ -151,7 +151,7 @@ def spectrum_settings(
 
 def select_stems(x: Tensor, stems: list[int]) -> Tensor:
     """The stems as a view where they are evenly spaced (always, for up to two)."""
-    steps = {b - a for a, b in zip(stems, stems[1:], strict=False)} or {1}
+    steps = {b - a for a, b in pairwise(stems)} or {1}
     if len(steps) == 1:
         return x[:, stems[0] : stems[-1] + 1 : steps.pop()]
     return torch.stack([x.select(1, i) for i in stems], dim=1)
@@ -163,9 +163,7 @@ def usable_resolutions(spectrum: Spectrum, length: int, notices: Notices) -> tup
     usable = tuple(res for res in every if res.usable(length))
     if length < spectrum.min_audio_length:
         usable = ()
-        cause = (
-            f"input length {length} is below min_audio_length ({spectrum.min_audio_length})"
-        )
+        cause = f"input length {length} is below min_audio_length ({spectrum.min_audio_length})"
     elif not usable:
         cause = (
             f"input length {length} fits none of the resolutions n_ffts={[r.n_fft for r in every]}"
@@ -240,8 +238,7 @@ def run(call: Call, plan: Plan, names: list[str]) -> tuple[Tensor, Components]:
     )
     components: Components = {}
     if call.components:
-        terms = [plan.waveform] if plan.waveform is not None else []
-        terms += [plan.spectrum] * len(plan.resolutions)
+        terms = [term for term, _ in plan.terms(1, length)]
         parts = parts if call.reduction == "none" else parts.mean(-1)
         for name, term, values in zip(names, terms, parts.to(loss.dtype), strict=True):
             for part in reported(term):

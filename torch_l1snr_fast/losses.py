@@ -1,4 +1,4 @@
-"""The losses as modules: names, arguments and defaults of torch-l1-snr 0.2.1, and their settings."""
+"""The losses as modules, with the names, arguments and defaults of torch-l1-snr 0.2.1."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from . import functional, validation
@@ -63,15 +62,15 @@ class _L1Weighted(_Loss):
     @l1_weight.setter
     def l1_weight(self, value: float) -> None:
         raise AttributeError(
-            f"l1_weight is read-only (it is {self._l1_weight}, assigned {value!r}): build a new loss"
-            " with the l1_weight you want"
+            f"l1_weight is read-only (it is {self._l1_weight}, assigned {value!r}): build a new"
+            " loss with the l1_weight you want"
         )
 
 
 class L1SNRLoss(_L1Weighted):
     r"""L1 signal-to-noise ratio of waveforms.
 
-    With the mean absolute error and reference of each batch item over all its M samples,
+    With the mean absolute error and reference of each batch item over all its samples,
 
     .. math::
         D_1 = 10 \log_{10} \frac{mean|\hat y - y| + \epsilon}{mean|y| + \epsilon}, \qquad
@@ -96,8 +95,8 @@ class L1SNRLoss(_L1Weighted):
         samples) or any other batch-first shape. Returns a scalar, or (batch,) for ``"none"``;
         float32, or float64 for float64 input.
 
-    ``forward(estimates, actuals, return_components=True)`` returns (loss, components): detached parts
-    before weighting, by name (``"time/d1"`` in dB, ``"time/l1"``).
+    ``forward(estimates, actuals, return_components=True)`` returns (loss, components): detached
+    parts before weighting, by name (``"time/d1"`` in dB, ``"time/l1"``).
 
     Raises:
         ValueError: shapes that differ, a missing batch dimension, empty or non-floating tensors, or
@@ -524,10 +523,11 @@ class MultiL1SNRDBLoss(_L1Weighted):
         self.use_spec_regularization = use_spec_regularization
         self.ref_level = ref_level
         self.spec_ref_level = spec_ref_level
-        several = isinstance(stem_dimension, (list, tuple))
-        self.stem_dimension = list(stem_dimension) if several else stem_dimension
+        if isinstance(stem_dimension, Sequence):
+            stem_dimension = list(stem_dimension)
+        self.stem_dimension = stem_dimension
 
-        shared = {
+        shared: dict[str, Any] = {
             "lambda0": lambda0,
             "delta_lambda": delta_lambda,
             "l1snr_eps": l1snr_eps,
@@ -539,7 +539,7 @@ class MultiL1SNRDBLoss(_L1Weighted):
         }
         self.time_loss: nn.Module
         if time_loss_module is None:
-            time = {
+            time: dict[str, Any] = {
                 "name": f"{name}_time",
                 "use_regularization": use_time_regularization,
                 "l1_scale": l1_scale_time,
@@ -550,7 +550,7 @@ class MultiL1SNRDBLoss(_L1Weighted):
                 time_loss_module, use_time_regularization, time_loss_params, l1_weight
             )
             self.time_loss = time_loss_module
-        spec = {
+        spec: dict[str, Any] = {
             "name": f"{name}_spec",
             "n_ffts": n_ffts,
             "hop_lengths": hop_lengths,
@@ -580,7 +580,12 @@ class MultiL1SNRDBLoss(_L1Weighted):
     ) -> Output:
         call = self._call(estimates, actuals, return_components).select(self.stem_dimension)
         time, spec = self.time_loss, self.spec_loss
-        if _plain(time, L1SNRDBLoss, self) and _plain(spec, STFTL1SNRDBLoss, self):
+        if (
+            isinstance(time, L1SNRDBLoss)
+            and isinstance(spec, STFTL1SNRDBLoss)
+            and _plain(time, self)
+            and _plain(spec, self)
+        ):
             call = call._replace(notices=spec._notices)
             return call.result(
                 *functional.combined_loss(
@@ -595,10 +600,10 @@ class MultiL1SNRDBLoss(_L1Weighted):
         )
 
 
-def _plain(part: nn.Module, kind: type[_Loss], whole: MultiL1SNRDBLoss) -> bool:
+def _plain(part: _Loss, whole: MultiL1SNRDBLoss) -> bool:
     """Whether a part can be computed in the fused pass: ours, unhooked, with nothing of its own."""
     return (
-        type(part) is kind
+        type(part) in (L1SNRDBLoss, STFTL1SNRDBLoss)
         and part.grad_scale == 1.0
         and part.reduction == whole.reduction
         and not (part._forward_hooks or part._forward_pre_hooks)

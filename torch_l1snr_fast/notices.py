@@ -26,7 +26,10 @@ class Notices:
     def once(self, kind: str, text: str, category: type[Warning] = RuntimeWarning) -> None:
         if kind not in self.given:
             self.given.add(kind)
-            warnings.warn(f"{self.name}: {text}", category, stacklevel=_caller())
+            if torch.compiler.is_compiling():
+                _warn_while_tracing(f"{self.name}: {text}", category)
+            else:
+                warnings.warn(f"{self.name}: {text}", category, stacklevel=_caller())
 
     def sanitized(self, count: Tensor) -> None:
         """Warn if ``count`` is not zero; from a GPU the answer is awaited by a later call."""
@@ -53,10 +56,14 @@ class Notices:
             )
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _warn_while_tracing(text: str, category: type[Warning]) -> None:
+    """torch.compile cannot trace a warning, but can run one as it traces."""
+    warnings.warn(text, category, stacklevel=2)
+
+
 def _caller() -> int:
     """The stack level, for the function that calls this, of the first frame that is the user's."""
-    if torch.compiler.is_compiling():
-        return 2
     level, frame = 1, sys._getframe(1)
     ours = (__name__.partition(".")[0], "torch")
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ours:

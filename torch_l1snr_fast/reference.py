@@ -35,25 +35,30 @@ class ScaleGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad * ctx.scale, None
 
+
+class ScaleGradientBothWays(ScaleGradient):
+    """The same with forward mode, which torch.compile does not take."""
+
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
-        return tangent * ctx.scale
+        scale: float = ctx.scale
+        return tangent * scale
 
 
 def scale_gradient(loss: Tensor, scale: float) -> Tensor:
-    return loss if scale == 1.0 else ScaleGradient.apply(loss, scale)
+    if scale == 1.0:
+        return loss
+    function = ScaleGradient if torch.compiler.is_compiling() else ScaleGradientBothWays
+    scaled: Tensor = function.apply(loss, scale)  # type: ignore[no-untyped-call]
+    return scaled
 
 
 def stft(x: Tensor, res: Resolution) -> Tensor:
-    """Spectrum [B, C, bins, frames] of [B, C, L]."""
-    spectrum = torch.stft(
-        x.flatten(0, 1),
-        res.n_fft,
-        res.hop_length,
-        window=res.window(x.dtype, x.device),
-        return_complex=True,
-    )
-    return spectrum.unflatten(0, x.shape[:2])
+    """Spectrum [B, C, frames, bins] of [B, C, L]."""
+    padded = torch.nn.functional.pad(x, (res.pad, res.pad), mode="reflect")
+    frames = padded.unfold(-1, res.n_fft, res.hop_length)
+    spectrum: Tensor = torch.fft.rfft(frames * res.window(x.dtype, x.device))
+    return spectrum
 
 
 def row_sums(parts: list[tuple[Tensor, Tensor]], e: Tensor, t: Tensor, power: int) -> Tensor:
@@ -64,7 +69,8 @@ def row_sums(parts: list[tuple[Tensor, Tensor]], e: Tensor, t: Tensor, power: in
     levels = [x.abs().square().flatten(1).sum(1) for x in (e, t)]
     unused = torch.zeros_like(levels[0])
     pad = [unused] * (2 - len(parts))
-    return torch.stack([*error, *pad, *reference, *pad, *levels, unused], dim=1)
+    columns: Tensor = torch.stack([*error, *pad, *reference, *pad, *levels, unused], dim=1)
+    return columns
 
 
 def term_sums(e: Tensor, t: Tensor, term: Objective, res: Resolution | None) -> Tensor:
@@ -92,7 +98,9 @@ def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
         )
     ]
     total = reduce(torch.stack([row[0] for row in rows]).sum(0), plan.reduction)
-    bad = sum((~x.isfinite()).sum() for x in raw) if any(sanitize) else torch.zeros(())
+    bad = torch.zeros((), device=estimates.device)
+    if any(sanitize):
+        bad = (~raw[0].isfinite()).sum() + (~raw[1].isfinite()).sum()
     return Evaluation(
         loss=scale_gradient(total.to(dtype), plan.grad_scale),
         coefficients=torch.stack([row[2].detach() for row in rows]),

@@ -115,7 +115,9 @@ def waveforms(estimates: Tensor, actuals: Tensor) -> None:
                 f" {tuple(x.shape)}. Add a batch dimension: {name}.unsqueeze(0)"
             )
         if x.numel() == 0:
-            raise ValueError(f"{name} is empty (shape {tuple(x.shape)}): there is nothing to average")
+            raise ValueError(
+                f"{name} is empty (shape {tuple(x.shape)}): there is nothing to average"
+            )
         if not x.is_floating_point():
             raise ValueError(
                 f"{name} must be a floating-point tensor, got {x.dtype}. Convert PCM first, e.g."

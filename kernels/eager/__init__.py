@@ -70,22 +70,23 @@ def gradient(
 ) -> Tensor:
     """Gradient of the loss with respect to the estimates, in their dtype."""
     finite, *kept = saved
+    mask = None if finite is None else finite.to(compute_dtype(estimates, actuals))
     waves, spectra = _inputs(plan, estimates, actuals, finite is not None)
     total = torch.empty(estimates.shape, dtype=compute_dtype(*waves), device=estimates.device)
     per_term = list(coefficients)
 
     if plan.waveform is not None:
         waveform_gradient(*waves, per_term.pop(0), plan.waveform, total)
-        if finite is not None and plan.sanitize_waveform:
-            total.mul_(finite)
+        if mask is not None and plan.sanitize_waveform:
+            total.mul_(mask)
     else:
         total.zero_()
     if plan.spectrum is not None:
-        masked = finite is not None and plan.sanitize_spectrum
-        spectral = torch.zeros_like(total) if masked else total
+        spectral = total if mask is None else torch.zeros_like(total)
         for i, resolution in enumerate(plan.resolutions):
             signs, edges = kept[2 * i : 2 * i + 2]
+            assert signs is not None
             stft_gradient(signs, edges, spectra[0], per_term[i], resolution, spectral)
-        if masked:
-            total.addcmul_(spectral, finite.to(total.dtype))
+        if mask is not None:
+            total.addcmul_(spectral, mask)
     return total.to(estimates.dtype)

@@ -12,8 +12,8 @@ spectrum), for means err_p = S_err_p / M and ref_p = S_ref_p / M:
 
 lambda is detached. The gradient of a row is then, with d = e - t,
 
-    a_p = [(1-w) c / (err_p + tau ref_p + eps) + w scale / P] / M    on sign(d_p), or on 2 d (power 2)
-    r   = (1-w) coef lambda sign(L_est - L_ref) 2c / (M (Q_est / M + eps_dB))    on dQ_est / 2 de
+    a_p = [(1-w) c / (err_p + tau ref_p + eps) + w scale / P] / M      on sign(d_p), or 2 d
+    r   = (1-w) coef lambda sign(L_est - L_ref) 2c / (M (Q_est / M + eps_dB))   on dQ_est / 2 de
 
 (arXiv:2309.02539 for D1, arXiv:2501.16171 for the level matching).
 """
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..plan import ERR_RE, NONFINITE, PARTS, Q_EST, Q_REF, REF_RE, Evaluation, Objective, Plan
+from ..plan import ERR_RE, NONFINITE, Q_EST, Q_REF, REF_RE, Evaluation, Objective, Plan
 
 C = 10.0 / math.log(10.0)
 
@@ -92,7 +92,9 @@ def evaluate(sums: Tensor, term: Objective, elements: int) -> tuple[Tensor, list
 
 def reduce(loss: Tensor, reduction: str) -> Tensor:
     """Batch reduction of a per-row loss."""
-    return {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction](loss)
+    if reduction == "none":
+        return loss.clone()
+    return loss.mean() if reduction == "mean" else loss.sum()
 
 
 def objective(

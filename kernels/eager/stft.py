@@ -66,7 +66,7 @@ def overlap_add(out: Tensor, frames: Tensor, window: Tensor, hop: int, first: in
 def squared_window(
     res: Resolution, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Overlap-added square of the window over the padded signal, [1, L + 2 pad]; not to be written."""
+    """Overlap-added squared window over the padded signal, [1, L + 2 pad]; never to be written."""
     window = res.window(dtype, device)
     out = window.new_zeros(1, length + 2 * res.pad)
     frames = window.expand(1, res.frames(length), res.n_fft)
@@ -147,7 +147,7 @@ def stft_gradient(
     res: Resolution,
     gradient: Tensor,
 ) -> None:
-    """Add the adjoint STFT of (a_re sign Re D + i a_im sign Im D), and r dQ_est/2de, to ``gradient``.
+    """Add the adjoint STFT of a_re sign Re D + i a_im sign Im D, and r dQ_est/2de, to ``gradient``.
 
     ``coefficients`` is [3, B]: a_re, a_im, r. ``gradient`` is [B, C, L], contiguous.
     """
@@ -174,7 +174,7 @@ def stft_gradient(
                 edge_bins(spectrum, res).addcmul_(edges[group, span], r[group, None, None])
             y = torch.fft.irfft(torch.view_as_complex(spectrum), n=n, norm="forward")
             overlap_add(wave, y, window, res.hop_length, span.start)
-        if edges is not None:
+        if edges is not None and squares is not None:
             e = scratch("frames", *wave.shape, like=window)
             e[:, res.pad : res.pad + length] = estimates.flatten(0, 1)[group]
             reflect(e, res.pad)

@@ -22,7 +22,7 @@ _kept = _Kept()
 
 
 def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
-    """Uninitialised tensor with the dtype and device of ``like``, valid until the next of this name."""
+    """Uninitialised tensor of ``like``'s dtype and device, valid until the next of its name."""
     if like.device.type != "cpu":
         return like.new_empty(shape)
     size = math.prod(shape)

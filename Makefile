@@ -1,0 +1,32 @@
+# Every target does its own set-up, in .venv, on a machine that has python3.11 (or PYTHON=...).
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: test demo style bench clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+demo: $(READY)
+	$(BIN)/python examples/train_separator.py --out runs/demo
+
+# mypy reads the package as users get it: installed, with kernels/ inside.
+style: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	rm -rf build/typed
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/typed .
+	cd build/typed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info
