@@ -1,0 +1,82 @@
+"""Fused Triton kernels with hand-written backwards; their plain twins are in ``eager``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..eager.waveform import compute_dtype
+from ..plan import Evaluation, Plan, Statistics
+from .common import on_device, readable
+from .objective import objective
+from .stft import stft_route
+from .waveform import waveform_gradient, waveform_statistics
+
+__all__ = ["Evaluation", "gradient", "objective", "statistics"]
+
+
+def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> Statistics:
+    """Sums of every term; ``save`` keeps what :func:`gradient` needs."""
+    estimates, actuals = readable(estimates), readable(actuals)
+    partials: list[Tensor] = []
+    saved: list[Tensor | None] = []
+    with on_device(estimates):
+        if plan.waveform is not None:
+            sums, signs = waveform_statistics(
+                estimates,
+                actuals,
+                plan.waveform,
+                save,
+                sanitize=plan.sanitize_waveform,
+                count=plan.sanitize_waveform or plan.sanitize_spectrum,
+            )
+            partials.append(sums)
+            saved.append(signs)
+        if plan.spectrum is not None:
+            dtype = compute_dtype(estimates, actuals)
+            for res in plan.resolutions:
+                sums, kept = stft_route(res, dtype).stft_statistics(
+                    estimates, actuals, res, plan.spectrum, save, plan.sanitize_spectrum
+                )
+                partials.append(sums)
+                saved += kept
+    return Statistics(tuple(partials), tuple(saved))
+
+
+def gradient(
+    plan: Plan,
+    saved: tuple[Tensor | None, ...],
+    coefficients: Tensor,
+    estimates: Tensor,
+    actuals: Tensor,
+) -> Tensor:
+    """Gradient of the loss with respect to the estimates, in their dtype."""
+    dtype = compute_dtype(estimates, actuals)
+    # Several terms add up in the dtype of the computation and are rounded once; one is written so.
+    alone = plan.spectrum is None
+    total = torch.empty(
+        estimates.shape, dtype=estimates.dtype if alone else dtype, device=estimates.device
+    )
+    per_term, kept = list(coefficients.contiguous()), list(saved)
+    estimates, actuals = readable(estimates), readable(actuals)
+    with on_device(estimates):
+        if plan.waveform is not None:
+            waveform_gradient(
+                kept.pop(0),
+                per_term.pop(0),
+                estimates,
+                actuals,
+                plan.waveform,
+                plan.sanitize_waveform,
+                total,
+            )
+        else:
+            total.zero_()
+        if plan.spectrum is not None:
+            for res, part in zip(plan.resolutions, per_term, strict=True):
+                route = stft_route(res, dtype)
+                own, kept = tuple(kept[: route.SAVED]), kept[route.SAVED :]
+                route.stft_gradient(
+                    own, part, estimates, res, plan.spectrum, plan.sanitize_spectrum, total
+                )
+    return total.to(estimates.dtype)
