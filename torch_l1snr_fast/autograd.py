@@ -150,7 +150,7 @@ def _(
     terms = bool(waveform) + len(resolutions) // 4
     return (
         estimates.new_empty((batch,) if reduction == "none" else (), dtype=dtype),
-        estimates.new_empty((terms, len(PARTS), batch), dtype=torch.float64),
+        estimates.new_empty((terms, len(PARTS), batch), dtype=dtype),
         estimates.new_empty(estimates.shape if save else 0, dtype=dtype),
     )
 

@@ -240,7 +240,7 @@ def run(call: Call, plan: Plan, names: list[str]) -> tuple[Tensor, Components]:
     if call.components:
         terms = [term for term, _ in plan.terms(1, length)]
         parts = parts if call.reduction == "none" else parts.mean(-1)
-        for name, term, values in zip(names, terms, parts.to(loss.dtype), strict=True):
+        for name, term, values in zip(names, terms, parts, strict=True):
             for part in reported(term):
                 label = "d2" if part == "d1" and term.power == 2 else part
                 components[f"{name}/{label}"] = values[PARTS.index(part)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .kernels.eager import sanitized
 from .kernels.eager.objective import evaluate, reduce
-from .kernels.eager.waveform import compute_dtype
+from .kernels.eager.waveform import compute_dtype, sum_dtype
 from .kernels.plan import Evaluation, Objective, Plan, Resolution
 
 
@@ -91,8 +91,9 @@ def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
     resolutions: list[Resolution | None] = [None] if plan.waveform is not None else []
     resolutions += plan.resolutions
 
+    wide = sum_dtype(estimates.device)
     rows = [
-        evaluate(term_sums(*(clean if wash else raw), term, res).double(), term, elements)
+        evaluate(term_sums(*(clean if wash else raw), term, res).to(wide), term, elements)
         for (term, elements), res, wash in zip(
             plan.terms(*estimates.shape[1:]), resolutions, sanitize, strict=True
         )
@@ -104,6 +105,6 @@ def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
     return Evaluation(
         loss=scale_gradient(total.to(dtype), plan.grad_scale),
         coefficients=torch.stack([row[2].detach() for row in rows]),
-        parts=torch.stack([torch.stack(row[1]).detach() for row in rows]),
+        parts=torch.stack([torch.stack(row[1]).detach() for row in rows]).to(dtype),
         nonfinite=bad,
     )

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from ..plan import ERR_RE, NONFINITE, Q_EST, Q_REF, REF_RE, Evaluation, Objective, Plan
+from .waveform import sum_dtype
 
 C = 10.0 / math.log(10.0)
 
@@ -100,10 +101,10 @@ def reduce(loss: Tensor, reduction: str) -> Tensor:
 def objective(
     plan: Plan, partials: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
 ) -> Evaluation:
-    """Loss, gradient coefficients and parts of all terms, in float64, the loss in ``dtype``."""
+    """Loss and parts in ``dtype``, and gradient coefficients, of all terms; computed in float64."""
     terms = plan.terms(channels, length)
     rows = [
-        evaluate(p.sum(1, dtype=torch.float64), term, elements)
+        evaluate(p.sum(1, dtype=sum_dtype(p.device)), term, elements)
         for p, (term, elements) in zip(partials, terms, strict=True)
     ]
     loss = reduce(torch.stack([row[0] for row in rows]).sum(0), plan.reduction)
@@ -112,6 +113,6 @@ def objective(
     return Evaluation(
         loss=loss.to(dtype),
         coefficients=coefficients * share,
-        parts=torch.stack([torch.stack(row[1]) for row in rows]),
+        parts=torch.stack([torch.stack(row[1]) for row in rows]).to(dtype),
         nonfinite=partials[-1][:, :, NONFINITE].sum(),
     )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective, Resolution
-from .waveform import compute_dtype
+from .waveform import compute_dtype, sum_dtype
 from .workspace import scratch
 
 BLOCK = 1 << 19  # samples in the frames of a block, over both signals
@@ -87,12 +87,13 @@ def stft_statistics(
     batch, channels, length = estimates.shape
     dtype = compute_dtype(estimates, actuals)
     e, t = estimates.flatten(0, 1), actuals.flatten(0, 1)
+    wide = sum_dtype(e.device)
     frames, n, bins = res.frames(length), res.n_fft, res.bins
     window = res.window(dtype, e.device)
     squares = squared_window(res, length, dtype, window.device) if term.regularize else None
 
     plan = list(groups(batch * channels, frames, n))
-    partials = e.new_zeros(batch * channels, len(plan[0][1]), COLUMNS, dtype=torch.float64)
+    partials = e.new_zeros(batch * channels, len(plan[0][1]), COLUMNS, dtype=wide)
     signs = e.new_empty(batch * channels, frames, bins, 2, dtype=torch.int8) if save else None
     edges = (
         e.new_empty(batch * channels, frames, 2 - n % 2, dtype=dtype)
@@ -128,11 +129,11 @@ def stft_statistics(
             if squares is not None:
                 at_edges = edge_bins(spectrum, res)
                 both = torch.stack([at_edges.sum(0), at_edges[1]])
-                partials[group, i, Q_EST : Q_REF + 1] += both.double().square().sum((2, 3)).mT / 2
+                partials[group, i, Q_EST : Q_REF + 1] += both.to(wide).square().sum((2, 3)).mT / 2
                 if edges is not None:
                     edges[group, span] = both[0]
             # Frames first: that sum runs along memory.
-            sums = spectrum.abs_().sum(2).double().sum(2)
+            sums = spectrum.abs_().sum(2).to(wide).sum(2)
             partials[group, i, ERR_RE:REF_RE] = sums[0]
             if not term.pure_l1:
                 partials[group, i, REF_RE:Q_EST] = sums[1]

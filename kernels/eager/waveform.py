@@ -35,6 +35,11 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in {x.dtype for x in tensors} else torch.float32
 
 
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """What partial sums are added up in: float64, but where there is none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def blocks(x: Tensor) -> Iterator[slice]:
     """Equal slices of the last dimension of [B, C, L] that hold at most BLOCK samples each."""
     length = x.shape[-1]

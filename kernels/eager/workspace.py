@@ -19,13 +19,14 @@ class _Kept(threading.local):
 
 
 _kept = _Kept()
+KEPT_AT_MOST = 1 << 22  # elements; what is longer (a whole song in one signal) is given back
 
 
 def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     """Uninitialised tensor of ``like``'s dtype and device, valid until the next of its name."""
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
     size = math.prod(shape)
+    if like.device.type != "cpu" or size > KEPT_AT_MOST:
+        return like.new_empty(shape)
     key = name, like.dtype
     buffer = _kept.buffers.get(key)
     if buffer is None or buffer.numel() < size:
