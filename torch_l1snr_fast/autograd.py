@@ -41,10 +41,18 @@ class FusedLoss(torch.autograd.Function):
             loss = reference.loss(ctx.plan, estimates, actuals).loss
             (gradient,) = torch.autograd.grad(loss, estimates, grad, create_graph=True)
         else:
-            gradient = ctx.kernels.gradient(
-                ctx.plan, tuple(saved), coefficients * grad, estimates, actuals
-            )
+            # vmap (is_grads_batched=True) sees no further than PyTorch's operators.
+            batched = backends.in_functorch()
+            rows = coefficients if batched else coefficients * grad
+            gradient = ctx.kernels.gradient(ctx.plan, tuple(saved), rows, estimates, actuals)
+            if batched:
+                gradient = scaled(gradient, grad)
         return gradient, None, None, None, None
+
+
+def scaled(gradient: Tensor, grad: Tensor) -> Tensor:
+    """Gradient [B, C, L] for an incoming gradient of one, by that of the loss (scalar or [B])."""
+    return gradient * grad.reshape(-1, 1, 1).to(gradient.dtype)
 
 
 def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tuple[Tensor, Tensor]:
@@ -54,7 +62,7 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
     if name == "reference" or backends.needs_reference(actuals):
         result = reference.loss(plan, estimates, actuals)
         value, parts, nonfinite = result.loss, result.parts, result.nonfinite
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack():
+        if torch.compiler.is_compiling() or backends.in_functorch():
             return value, parts  # the count cannot be looked at from in there
     elif torch.compiler.is_compiling():
         value, parts, _ = value_and_gradient(
@@ -101,7 +109,13 @@ def decode(
     return Plan(domains[0], domains[1], stfts, reduction, grad_scale, *sanitize)
 
 
-@torch.library.custom_op("torch_l1snr_fast::value_and_gradient", mutates_args=())
+@torch.library.custom_op(
+    "torch_l1snr_fast::value_and_gradient",
+    mutates_args=(),
+    schema="(Tensor estimates, Tensor actuals, float[] waveform, float[] spectrum,"
+    " int[] resolutions, str reduction, float grad_scale, bool[] sanitize, str backend, bool save,"
+    " str name) -> (Tensor, Tensor, Tensor)",
+)
 def value_and_gradient(
     estimates: Tensor,
     actuals: Tensor,
@@ -164,8 +178,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     (gradient,) = ctx.saved_tensors
     if grad is not None:
-        rows = grad.reshape(-1, 1, 1).to(gradient.dtype)
-        grad = (gradient * rows).to(ctx.dtype)
+        grad = scaled(gradient, grad).to(ctx.dtype)
     return grad, *[None] * 10
 
 

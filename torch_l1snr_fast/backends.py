@@ -121,11 +121,15 @@ def kernels(name: str) -> ModuleType:
     return eager
 
 
+def in_functorch() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def needs_reference(actuals: Tensor) -> bool:
     """Whether something is asked that only differentiable PyTorch can answer."""
     if torch.is_grad_enabled() and actuals.requires_grad:
         return True
     if torch.compiler.is_compiling():
         return False
-    functorch = torch._C._functorch.peek_interpreter_stack() is not None
-    return functorch or torch.autograd.forward_ad._current_level >= 0
+    return in_functorch() or torch.autograd.forward_ad._current_level >= 0

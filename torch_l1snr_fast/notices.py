@@ -56,10 +56,13 @@ class Notices:
             )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _warn_while_tracing(text: str, category: type[Warning]) -> None:
     """torch.compile cannot trace a warning, but can run one as it traces."""
     warnings.warn(text, category, stacklevel=2)
+
+
+# What torch.compiler.assume_constant_result does, without its import of the whole compiler.
+_warn_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _caller() -> int:
