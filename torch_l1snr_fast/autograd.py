@@ -27,7 +27,11 @@ class FusedLoss(torch.autograd.Function):
         )
         if save:
             ctx.plan, ctx.kernels = plan, kernels
-            ctx.save_for_backward(estimates, actuals, result.coefficients, *found.saved)
+            # Targets made in inference mode cannot be saved; they cannot be trained on either, so
+            # holding them is enough.
+            ctx.held = actuals if actuals.is_inference() else None
+            kept = actuals if ctx.held is None else None
+            ctx.save_for_backward(estimates, kept, result.coefficients, *found.saved)
         ctx.mark_non_differentiable(result.parts, result.nonfinite)
         ctx.set_materialize_grads(False)
         return result.loss, result.parts, result.nonfinite
@@ -37,12 +41,13 @@ class FusedLoss(torch.autograd.Function):
         if grad is None:
             return None, None, None, None, None
         estimates, actuals, coefficients, *saved = ctx.saved_tensors
+        actuals = actuals if ctx.held is None else ctx.held
         if torch.is_grad_enabled():  # create_graph=True: the gradient itself must be differentiable
             loss = reference.loss(ctx.plan, estimates, actuals).loss
             (gradient,) = torch.autograd.grad(loss, estimates, grad, create_graph=True)
         else:
             # vmap (is_grads_batched=True) sees no further than PyTorch's operators.
-            batched = backends.in_functorch()
+            batched = backends.is_batched(grad)
             rows = coefficients if batched else coefficients * grad
             gradient = ctx.kernels.gradient(ctx.plan, tuple(saved), rows, estimates, actuals)
             if batched:

@@ -126,6 +126,12 @@ def in_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+def is_batched(x: Tensor) -> bool:
+    """Whether a tensor stands for many, as incoming gradients with is_grads_batched=True do."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(x) or functorch.is_functorch_wrapped_tensor(x)
+
+
 def needs_reference(actuals: Tensor) -> bool:
     """Whether something is asked that only differentiable PyTorch can answer."""
     if torch.is_grad_enabled() and actuals.requires_grad:
