@@ -46,6 +46,11 @@ class Resolution(NamedTuple):
         """Whether the border can be reflected and at least two hops fit (upstream's rule)."""
         return length > self.pad and length >= self.hop_length
 
+    def covers(self, length: int) -> bool:
+        """Whether every sample lies in a frame."""
+        end = (self.frames(length) - 1) * self.hop_length + self.n_fft
+        return self.hop_length <= self.n_fft and end >= self.pad + length
+
     def window(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The window, centred in n_fft and divided by its L2 norm; cached, never to be written."""
         return _window(self, dtype, device)

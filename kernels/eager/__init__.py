@@ -31,8 +31,9 @@ def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> St
     """Sums of every term; ``save`` keeps what :func:`gradient` needs."""
     found = _statistics(plan, estimates, actuals, save, sanitize=False)
     # A sample that is not finite leaves no finite sum behind, so clean data is never scanned (but
-    # where hops leave samples out of every frame).
-    seen = plan.waveform is not None or any(r.hop_length <= r.n_fft for r in plan.resolutions)
+    # where long hops leave samples out of every frame).
+    length = estimates.shape[-1]
+    seen = plan.waveform is not None or any(r.covers(length) for r in plan.resolutions)
     if (plan.sanitize_waveform or plan.sanitize_spectrum) and not (
         seen and all(bool(p.isfinite().all()) for p in found.partials)
     ):
