@@ -7,7 +7,7 @@ L samples. A *term* of the loss is the waveform domain or one STFT resolution.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,15 @@ COLUMNS = 7
 
 # Rows of the parts that the objective reports for a term, in their order.
 PARTS = ("d1", "level_matching", "l1", "lambda", "dbrms_estimates", "dbrms_actuals")
+
+
+Settings = TypeVar("Settings", bound=tuple[Any, ...])
+
+
+def changed(settings: Settings, **changes: Any) -> Settings:
+    """``settings._replace(**changes)``, which torch.compile of PyTorch 2.8 cannot trace."""
+    fields = type(settings)._fields  # type: ignore[attr-defined]
+    return type(settings)(**dict(zip(fields, settings, strict=True)) | changes)
 
 
 class Resolution(NamedTuple):

@@ -91,7 +91,11 @@ Encoded = tuple[list[float], list[float], list[int], str, float, list[bool]]
 
 def encode(plan: Plan) -> Encoded:
     domains = [[] if d is None else [float(x) for x in d] for d in (plan.waveform, plan.spectrum)]
-    resolutions = [x for r in plan.resolutions for x in (*r[:3], WINDOWS.index(r.window_fn))]
+    resolutions = [
+        x
+        for r in plan.resolutions
+        for x in (r.n_fft, r.hop_length, r.win_length, WINDOWS.index(r.window_fn))
+    ]
     sanitize = [plan.sanitize_waveform, plan.sanitize_spectrum]
     return domains[0], domains[1], resolutions, plan.reduction, plan.grad_scale, sanitize
 

@@ -17,7 +17,7 @@ from . import autograd, validation
 from .kernels.eager.objective import C
 from .kernels.eager.objective import dbrms as level
 from .kernels.eager.waveform import compute_dtype
-from .kernels.plan import PARTS, Objective, Plan, Resolution
+from .kernels.plan import PARTS, Objective, Plan, Resolution, changed
 from .notices import Notices
 
 Components = dict[str, Tensor]
@@ -137,7 +137,7 @@ def spectrum_settings(
     level = STFT_REF_RATIO * ref_level if spec_ref_level is None else spec_ref_level
     scale = l1_scale_of(l1_scale, l1_weight, 2 * C / (level + l1snr_eps))
     return Spectrum(
-        objective=fallback._replace(parts=2, l1_scale=scale),
+        objective=changed(fallback, parts=2, l1_scale=scale),
         resolutions=tuple(
             Resolution(n, hop, win, window_fn)
             for n, hop, win in zip(n_ffts, hop_lengths, win_lengths, strict=True)
@@ -218,7 +218,8 @@ class Call(NamedTuple):
         if stem_dimension is None:
             return self
         stems = validation.selected_stems(self.estimates, stem_dimension)
-        return self._replace(
+        return changed(
+            self,
             estimates=select_stems(self.estimates, stems),
             actuals=select_stems(self.actuals, stems),
         )
@@ -296,11 +297,11 @@ def spectral_loss(
             " gradients for long audio. mps_cpu_fallback=False disables this.",
             UserWarning,
         )
-        call = call._replace(estimates=call.estimates.cpu(), actuals=call.actuals.cpu())
+        call = changed(call, estimates=call.estimates.cpu(), actuals=call.actuals.cpu())
     share = spectrum.objective.weight / len(usable)
     plan = Plan(
         waveform,
-        spectrum.objective._replace(weight=share),
+        changed(spectrum.objective, weight=share),
         usable,
         call.reduction,
         call.grad_scale,
@@ -320,9 +321,10 @@ def combined_loss(
     validation.unit_interval(spec_weight=spec_weight)
 
     def weighted(term: Objective, share: float) -> Objective:
-        return term._replace(weight=term.weight * share * weight)
+        return changed(term, weight=term.weight * share * weight)
 
-    spectrum = spectrum._replace(
+    spectrum = changed(
+        spectrum,
         objective=weighted(spectrum.objective, spec_weight),
         fallback=weighted(spectrum.fallback, spec_weight),
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from . import functional, validation
 from .functional import Call, Components, Output
 from .kernels.eager.objective import adaptive_weight
-from .kernels.plan import Objective
+from .kernels.plan import Objective, changed
 from .notices import Notices
 from .reference import scale_gradient
 
@@ -586,7 +586,7 @@ class MultiL1SNRDBLoss(_L1Weighted):
             and _plain(time, self)
             and _plain(spec, self)
         ):
-            call = call._replace(notices=spec._notices)
+            call = changed(call, notices=spec._notices)
             return call.result(
                 *functional.combined_loss(
                     call, time._objective(), spec._settings(), self.weight, self.spec_weight

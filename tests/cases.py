@@ -1,0 +1,161 @@
+"""Signals, losses and comparisons that the tests share."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from torch import Tensor, nn
+
+import torch_l1snr_fast as package
+
+try:
+    import torch_l1_snr as upstream
+except (ImportError, OSError, RuntimeError) as error:  # no torchaudio, or one of another CUDA
+    upstream = None
+    WITHOUT_UPSTREAM = f"torch-l1-snr does not import: {error}"
+else:
+    WITHOUT_UPSTREAM = ""
+
+needs_upstream = pytest.mark.skipif(upstream is None, reason=WITHOUT_UPSTREAM)
+
+KINDS = tuple(oracle.LOSSES)
+WAVEFORM = KINDS[:3]
+SPECTRAL = KINDS[3:]
+HALVES = (torch.bfloat16, torch.float16)
+
+# One power of two, one whose hop does not divide it, one with a window shorter than the transform.
+SMALL = {
+    "n_ffts": [64, 32, 50],
+    "hop_lengths": [16, 12, 20],
+    "win_lengths": [64, 32, 40],
+    "min_audio_length": 40,
+}
+LENGTH = 301  # prime-ish: the last frames of SMALL end at different samples
+
+
+def settings_of(kind: str, **settings: Any) -> dict[str, Any]:
+    """Settings with small transforms where the loss has any."""
+    return (SMALL if kind in SPECTRAL else {}) | settings
+
+
+def build(kind: str, module: ModuleType = package, **settings: Any) -> nn.Module:
+    return getattr(module, kind)("loss", **settings_of(kind, **settings))
+
+
+def expected(kind: str, e: Tensor, t: Tensor, **settings: Any) -> tuple[np.ndarray, dict]:
+    return oracle.loss(kind, e, t, **settings_of(kind, **settings))
+
+
+def signals(
+    *shape: int, seed: int = 0, error: float = 0.3, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Estimate and target. Rows differ in level and error, so that none can stand for another."""
+    generator = torch.Generator().manual_seed(seed)
+    t, noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    rows = (-1,) + (1,) * (len(shape) - 1)
+    level = torch.logspace(-1.5, -0.5, shape[0], dtype=torch.float64).reshape(rows)
+    spread = torch.linspace(0.5, 1.5, shape[0], dtype=torch.float64).reshape(rows)
+    t = t * level
+    e = t + error * spread * level * noise
+    return e.to(dtype), t.to(dtype)
+
+
+def incoming(value: Tensor, seed: int = 5) -> Tensor:
+    """A random gradient for a loss: never ones, whose mistakes can cancel."""
+    generator = torch.Generator().manual_seed(seed)
+    g = 0.5 + torch.rand(value.shape, generator=generator, dtype=torch.float64)
+    return (g * torch.where(g > 1.0, 1.0, -1.0)).to(value.dtype)
+
+
+def value_and_grad(loss: Any, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and gradient for a random incoming gradient."""
+    e = e.detach().clone().requires_grad_()
+    value = loss(e, t)
+    value.backward(incoming(value))
+    return value.detach(), e.grad
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    """Norm of the difference relative to the norm wanted (absolute where that is zero)."""
+    got, want = got.detach().double(), want.detach().double()
+    norm = want.norm()
+    return float((got - want).norm() / (norm if norm > 0 else 1.0))
+
+
+def assert_close(got: Tensor, want: Tensor | np.ndarray | float, bound: float) -> None:
+    """Every element within ``bound`` of what is wanted."""
+    got, want = got.detach().double(), torch.as_tensor(want, dtype=torch.float64).detach()
+    assert got.shape == want.shape, (got.shape, want.shape)
+    worst = float((got - want).abs().max())
+    assert worst <= bound, f"off by {worst:.3g}, more than {bound:.3g}"
+
+
+def assert_gradient(got: Tensor, want: Tensor, bound: float) -> None:
+    assert got.shape == want.shape, (got.shape, want.shape)
+    error = relative(got, want)
+    assert error <= bound, f"relative error of the gradient {error:.3g}, more than {bound:.3g}"
+
+
+def crest(x: np.ndarray) -> float:
+    """Largest rms / mean magnitude over rows; 1 where all is silent."""
+    flat = np.abs(x.reshape(len(x), -1))
+    mean = flat.mean(1)
+    rms = np.sqrt((flat**2).mean(1))
+    return float((rms[mean > 0] / mean[mean > 0]).max(initial=1.0))
+
+
+def float32_bound(kind: str, e: Tensor, t: Tensor, **settings: Any) -> float:
+    """How far a float32 loss may lie from the exact loss of the same float32 samples, in its unit.
+
+    With u = 2^-24: a sum of M positive terms, added pairwise, has relative error u log2 M. A bin of
+    an n-point FFT is off by at most about u (log2 n + 2) of its frame's rms (+2: e - t and the
+    window), so a mean of magnitudes is off by that times rms / mean magnitude. A logarithm turns a
+    relative error delta of its argument into C delta; adding eps only lowers delta. Of these there
+    are the error's and the reference's mean in each part's D1, and both levels, of which the level
+    matching is at most (lambda0 + 2 delta_lambda) times steeper; L1 is as wrong as its mean.
+    The result is rounded once more.
+    """
+    settings = settings_of(kind, **settings)
+    unit = 2.0**-24
+    x = [v.double().numpy() for v in (e - t, t, e)]
+    elements = x[0][0].size
+    delta = math.log2(elements) + 2
+    parts = 1
+    if kind in SPECTRAL:
+        parts = 2
+        name = settings.get("window_fn", "hann")
+        for sizes in zip(
+            *(settings[k] for k in ("n_ffts", "hop_lengths", "win_lengths")), strict=True
+        ):
+            if x[0].shape[-1] > sizes[0] // 2:
+                spectra = [oracle.stft(v, *sizes, name) for v in x]
+                ratio = max(crest(part) for s in spectra for part in (s.real, s.imag))
+                bins = math.log2(spectra[0][0].size)
+                delta = max(delta, bins + (math.log2(sizes[0]) + 2) * ratio)
+    steep = settings.get("lambda0", 0.1) + 2 * settings.get("delta_lambda", 0.9)
+    rows, _ = oracle.loss(kind, e, t, **settings)
+    steepest = 2 * parts + 2 * steep * max(1.0, settings.get("reg_coef", 1.0))
+    linear = max(float(np.abs(rows).max()), 0.0) if settings.get("l1_weight", 0.0) > 0 else 0.0
+    size = settings.get("weight", 1.0) * oracle.C * steepest + linear
+    return unit * (delta * size + 2 * float(np.abs(rows).max()))
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[warnings.WarningMessage]]:
+    """All warnings given inside, with none suppressed for having been seen before."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+def categories(caught: list[warnings.WarningMessage]) -> list[type[Warning]]:
+    return [w.category for w in caught]
