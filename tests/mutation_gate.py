@@ -157,8 +157,14 @@ MUTATIONS = [
         "total.add_(spectral)",
     ),
     ("bad samples not counted", EAGER, "NONFINITE] = count", "NONFINITE] = 0"),
+    ("unread samples not scanned", "kernels/plan.py", " and end >= self.pad + length", ""),
     ("Inf repaired to 0", EAGER, "posinf=1.0", "posinf=0.0"),
-    ("fallback with reg_coef 1", "functional.py", "reg_coef=spec_reg_coef,", "reg_coef=1.0,"),
+    (
+        "fallback with reg_coef 1",
+        "functional.py",
+        "        reg_coef=spec_reg_coef,",
+        "        reg_coef=1.0,",
+    ),
     (
         "fallback ignores l1_scale",
         "functional.py",

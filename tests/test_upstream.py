@@ -353,11 +353,13 @@ def test_shortest_waveforms(kind: str, length: int):
 
 # Short audio
 
+# Two lengths each, from the shortest to the longest that is so with SMALL: (longer, shorter,
+# min_audio_length). n_fft/2 + 1 is 33, 26 and 17.
 SHORT = {
-    "every resolution": (40, 64, 40),
-    "one dropped by n_fft": (26, 30, 10),
-    "two dropped": (20, 22, 10),
-    "none fits": (10, 12, 10),
+    "every resolution": (40, 33, 10),
+    "one dropped by n_fft": (32, 26, 10),
+    "two dropped": (25, 17, 10),
+    "none fits": (16, 10, 10),
     "below min_audio_length": (40, 64, 65),
     "at min_audio_length": (65, 66, 65),
     "a single sample": (1, 1, 0),

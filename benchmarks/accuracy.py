@@ -1,0 +1,127 @@
+"""Rounding errors of every backend and of torch-l1-snr, against the definition in float64.
+
+    python -m benchmarks.accuracy [--device cuda] [--out DIR]
+
+MultiL1SNRDBLoss with level matching in both domains, float32, with errors 0 to 120 dB below the
+target and with targets from full scale to silence. Without a GPU the Triton kernels run in Triton's
+interpreter. The reference sees the same float32 samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .records import RESULTS
+from .registry import LOSSES, UPSTREAM, backend, training
+
+SHAPE = (1, 1, 4096)
+LOSS = LOSSES["MultiL1SNRDBLoss, level"]
+SILENCE = float("-inf")
+SNRS = tuple(range(0, 121, 10))
+LEVELS = (*range(0, -121, -10), SILENCE)
+USUAL_SNR, USUAL_LEVEL = 20, -20  # dB; where the other is swept
+
+Way = tuple[str, Callable[[], AbstractContextManager[Any]], torch.dtype]
+REFERENCE: Way = ("torch_l1snr_fast", lambda: backend("reference"), torch.float64)
+WAYS: dict[str, Way] = {
+    UPSTREAM: ("torch_l1_snr", nullcontext, torch.float32),
+    "reference": ("torch_l1snr_fast", lambda: backend("reference"), torch.float32),
+    "eager": ("torch_l1snr_fast", lambda: backend("eager"), torch.float32),
+    "triton": ("torch_l1snr_fast", lambda: backend("triton"), torch.float32),
+}
+
+
+class Error(NamedTuple):
+    """Of one provider at one point of a sweep."""
+
+    sweep: str  # "snr" or "level"
+    decibels: float
+    provider: str
+    value: float  # absolute, in dB
+    gradient: float  # norm of the difference by the norm of the gradient
+
+
+def signals(snr: float, level: float) -> tuple[Tensor, Tensor]:
+    """Noise of a level in dB full scale, and an estimate whose error is ``snr`` dB below."""
+    generator = torch.Generator().manual_seed(0)
+    actuals, error = (10 ** (level / 20) * torch.randn(SHAPE, generator=generator) for _ in "te")
+    return actuals + 10 ** (-snr / 20) * error, actuals
+
+
+def evaluate(way: Way, signals: tuple[Tensor, Tensor], device: torch.device) -> list[Tensor]:
+    package, context, dtype = way
+    loss: nn.Module = LOSS.build(package, device).to(dtype)
+    estimates, actuals = (x.to(device, dtype) for x in signals)
+    with context():
+        results = training(loss)(estimates.requires_grad_(), actuals)
+    return [x.double().cpu() for x in results]
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    """Norm of the difference; zero for a zero that is met exactly, where silence wants one."""
+    distance, size = (found - wanted).norm().item(), wanted.norm().item()
+    return distance / size if size else distance
+
+
+def errors(device: torch.device) -> Iterator[Error]:
+    points = [("snr", snr, signals(snr, USUAL_LEVEL)) for snr in SNRS]
+    points += [("level", level, signals(USUAL_SNR, level)) for level in LEVELS]
+    for sweep, decibels, pair in points:
+        value, gradient = evaluate(REFERENCE, pair, device)
+        for provider, way in WAYS.items():
+            found_value, found_gradient = evaluate(way, pair, device)
+            distance = (found_value - value).abs().item()
+            yield Error(sweep, decibels, provider, distance, relative(found_gradient, gradient))
+
+
+def read(path: Path) -> list[Error]:
+    with path.open(newline="") as file:
+        return [
+            Error(row["sweep"], float(row["decibels"]), row["provider"], *map(float, numbers))
+            for row in csv.DictReader(file)
+            for numbers in [(row["value"], row["gradient"])]
+        ]
+
+
+def write(path: Path, rows: list[Error]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Error._fields)
+        writer.writerows((*row[:3], f"{row.value:.3g}", f"{row.gradient:.3g}") for row in rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.accuracy",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if options.device == "cpu":
+        os.environ["TRITON_INTERPRET"] = "1"  # before Triton is first imported
+        from tests.triton.interpreter import repair
+
+        repair()
+    rows = list(errors(torch.device(options.device)))
+    write(options.out / f"{options.device}-accuracy.csv", rows)
+    for row in rows:
+        place = f"{row.sweep:6}{row.decibels:8} dB  {row.provider:14}"
+        print(f"{place}{row.value:10.1e} dB{row.gradient:10.1e}")
+
+
+if __name__ == "__main__":
+    main()

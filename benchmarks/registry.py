@@ -1,0 +1,271 @@
+"""What is measured: losses, the providers that compute them, and the cases, most telling first."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import torch_l1snr_fast
+
+UPSTREAM = "torch-l1-snr"
+COMPILED = "torch-l1-snr compiled"
+FLOOR = "floor"
+OTHER_LOSS = "auraloss"
+OURS = {"cpu": "eager", "cuda": "triton"}  # what a user gets by default
+
+FORWARD, TRAINING, GRAPH = "forward", "forward+backward", "CUDA graph"
+
+Step = Callable[[Tensor, Tensor], Any]
+
+
+class Loss(NamedTuple):
+    """A loss that torch-l1-snr and this package build from the same arguments."""
+
+    name: str
+    class_name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def build(self, package: str, device: torch.device) -> nn.Module:
+        make = getattr(importlib.import_module(package), self.class_name)
+        loss: nn.Module = make(self.class_name, **dict(self.options))
+        return loss.to(device)
+
+    @property
+    def spectral(self) -> bool:
+        return self.class_name in ("STFTL1SNRDBLoss", "MultiL1SNRDBLoss")
+
+
+LOSSES = {
+    loss.name: loss
+    for loss in (
+        Loss("L1SNRLoss", "L1SNRLoss"),
+        Loss("L2SNRLoss", "L2SNRLoss"),
+        Loss("L1SNRDBLoss", "L1SNRDBLoss"),
+        Loss("STFTL1SNRDBLoss", "STFTL1SNRDBLoss"),
+        Loss("STFTL1SNRDBLoss, level", "STFTL1SNRDBLoss", (("use_regularization", True),)),
+        Loss("MultiL1SNRDBLoss", "MultiL1SNRDBLoss"),
+        Loss("MultiL1SNRDBLoss, level", "MultiL1SNRDBLoss", (("use_spec_regularization", True),)),
+    )
+}
+
+
+def forward(compute: Step) -> Step:
+    """The value alone, as in validation."""
+    return torch.no_grad()(compute)
+
+
+def training(compute: Step) -> Step:
+    """The value and its gradient with respect to the estimates."""
+
+    def step(estimates: Tensor, actuals: Tensor) -> tuple[Tensor, Tensor]:
+        loss = compute(estimates, actuals)
+        return loss.detach(), torch.autograd.grad(loss, estimates)[0]
+
+    return step
+
+
+MODES = {FORWARD: forward, TRAINING: training}
+
+
+class Provider(NamedTuple):
+    """One way to compute a loss; ``exact`` if it is the same loss, to be compared before timing."""
+
+    name: str
+    step: Callable[[Loss, str, torch.device], Step]
+    serves: Callable[[Loss, torch.device], bool]
+    exact: bool = True
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+@lru_cache
+def installed(package: str) -> bool:
+    """Whether a package can be imported; torchaudio cannot beside just any torch."""
+    try:
+        importlib.import_module(package)
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
+
+
+def upstream(loss: Loss, mode: str, device: torch.device) -> Step:
+    return MODES[mode](loss.build("torch_l1_snr", device))
+
+
+def compiled_upstream(loss: Loss, mode: str, device: torch.device) -> Step:
+    torch.compiler.reset()  # another shape would be compiled for any shape, and be slower
+    return MODES[mode](torch.compile(loss.build("torch_l1_snr", device)))
+
+
+def ours(loss: Loss, mode: str, device: torch.device) -> Step:
+    return MODES[mode](loss.build("torch_l1snr_fast", device))
+
+
+def auraloss(loss: Loss, mode: str, device: torch.device) -> Step:
+    """The most used multi-resolution STFT loss, at the resolutions of ours: another loss."""
+    from auraloss.freq import MultiResolutionSTFTLoss
+
+    ffts = [512, 1024, 2048]
+    other = MultiResolutionSTFTLoss(ffts, [n // 4 for n in ffts], ffts).to(device)
+
+    def compute(estimates: Tensor, actuals: Tensor) -> Tensor:
+        channels = [x.flatten(1, -2) for x in (estimates, actuals)]
+        value: Tensor = other(*channels)
+        return value
+
+    return MODES[mode](compute)
+
+
+def floor(loss: Loss, mode: str, device: torch.device) -> Step:
+    """What must move: read both waveforms and, in training, write one; into memory at hand."""
+    kept: list[Tensor] = []
+
+    @torch.no_grad()
+    def step(estimates: Tensor, actuals: Tensor) -> None:
+        if not kept:
+            kept.append(torch.empty_like(estimates))
+        if mode == TRAINING:
+            torch.sub(estimates, actuals, out=kept[0])
+        else:
+            kept[0].copy_(estimates)  # reads half of it, writes as much
+
+    return step
+
+
+def torch_fft_route() -> AbstractContextManager[Any]:
+    """The Triton backend without its on-chip FFT."""
+    from torch_l1snr_fast.kernels import triton
+    from torch_l1snr_fast.kernels.triton import offchip
+
+    return mock.patch.object(triton, "stft_route", return_value=offchip)
+
+
+def _on_gpu(loss: Loss, device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+PROVIDERS = {
+    provider.name: provider
+    for provider in (
+        Provider(UPSTREAM, upstream, lambda *_: installed("torch_l1_snr")),
+        Provider(COMPILED, compiled_upstream, lambda *_: installed("torch_l1_snr")),
+        Provider("eager", ours, lambda *_: True, context=lambda: backend("eager")),
+        Provider("reference", ours, lambda *_: True, context=lambda: backend("reference")),
+        Provider("triton", ours, _on_gpu, context=lambda: backend("triton")),
+        Provider(
+            "triton, torch.fft",
+            ours,
+            lambda loss, device: loss.spectral and _on_gpu(loss, device),
+            context=torch_fft_route,
+        ),
+        Provider(
+            OTHER_LOSS,
+            auraloss,
+            lambda loss, _: loss.name == "MultiL1SNRDBLoss" and installed("auraloss"),
+            exact=False,
+        ),
+        Provider(FLOOR, floor, lambda *_: True, exact=False),
+    )
+}
+
+
+def backend(name: str) -> AbstractContextManager[Any]:
+    return torch_l1snr_fast.use_backend(name)
+
+
+class Case(NamedTuple):
+    """A loss at a shape, in a mode, by several providers that are measured interleaved."""
+
+    loss: str
+    shape: tuple[int, ...]
+    providers: tuple[str, ...]
+    mode: str = TRAINING
+    dtype: torch.dtype = torch.float32
+    memory: bool = False
+
+    def title(self) -> str:
+        return f"{self.loss} {shape_text(self.shape)} {dtype_text(self.dtype)} {self.mode}"
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+EVERY = (UPSTREAM, "eager", "triton", "triton, torch.fft", OTHER_LOSS, FLOOR)
+SPEED = (UPSTREAM, "eager", "triton", FLOOR)
+HEADLINE = {"cpu": (4, 2, 132300), "cuda": (4, 4, 2, 485100)}
+SHAPES = ((2, 4, 2, 352800), (16, 1, 131584), (8, 2, 264600))
+SMALL = (2, 1, 8192)
+SWEEP = tuple((2, 2, round(8192 * 10 ** (i / 3))) for i in range(7))  # two decades
+
+
+def cpu_cases() -> Iterator[Case]:
+    shape = HEADLINE["cpu"]
+    for name, loss in LOSSES.items():
+        compiled = () if loss.spectral else (COMPILED,)
+        yield Case(name, shape, (*EVERY, *compiled), memory=True)
+    for name in ("MultiL1SNRDBLoss", "L1SNRDBLoss"):
+        yield Case(name, shape, SPEED, FORWARD)
+        yield Case(name, SMALL, EVERY)
+    yield Case("MultiL1SNRDBLoss", SHAPES[1], (*EVERY, "reference"), memory=True)
+    yield Case("MultiL1SNRDBLoss", shape, EVERY, dtype=torch.bfloat16)
+    for size in SWEEP:
+        for name in ("MultiL1SNRDBLoss", "L1SNRDBLoss"):
+            yield Case(name, size, SPEED)
+
+
+def cuda_cases() -> Iterator[Case]:
+    shape = HEADLINE["cuda"]
+    most = ("MultiL1SNRDBLoss", "STFTL1SNRDBLoss", "L1SNRDBLoss", "L1SNRLoss", "L2SNRLoss")
+    rest = tuple(name for name in LOSSES if name not in most)
+    for name in (*most, *rest):
+        compiled = () if LOSSES[name].spectral else (COMPILED,)
+        yield Case(name, shape, (*EVERY, *compiled), memory=True)
+        yield Case(name, shape, ("triton",), GRAPH)
+    for size in SHAPES:
+        # A spectral loss takes a minute to compile, so one shape has to do.
+        compiled = (COMPILED,) if size == SHAPES[-1] else ()
+        for name in ("L1SNRDBLoss", "MultiL1SNRDBLoss"):
+            yield Case(name, size, (*EVERY, "reference", *compiled), memory=True)
+            yield Case(name, size, ("triton",), GRAPH)
+    for name in most:
+        yield Case(name, SMALL, EVERY)
+        yield Case(name, SMALL, ("triton",), GRAPH)
+    for dtype in (torch.bfloat16, torch.float16):
+        yield Case("MultiL1SNRDBLoss", shape, EVERY, dtype=dtype, memory=True)
+        yield Case("L1SNRDBLoss", shape, EVERY, dtype=dtype, memory=True)
+    for name in most:
+        yield Case(name, shape, EVERY, FORWARD)
+    for size in SWEEP:
+        for name in ("MultiL1SNRDBLoss", "L1SNRDBLoss"):
+            yield Case(name, size, SPEED)
+            yield Case(name, size, ("triton",), GRAPH)
+
+
+def quick_cases(device: torch.device) -> Iterator[Case]:
+    """Seconds, to see that everything works."""
+    for name in ("MultiL1SNRDBLoss", "L1SNRDBLoss"):
+        yield Case(name, SMALL, EVERY, memory=True)
+    if device.type == "cuda":
+        yield Case("MultiL1SNRDBLoss", SMALL, ("triton",), GRAPH)
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    """What to measure on a device, in order of value, by the providers that it has."""
+    chosen = quick_cases(device) if quick else {"cpu": cpu_cases, "cuda": cuda_cases}[device.type]()
+    return [case._replace(providers=served(case, device)) for case in chosen]
+
+
+def served(case: Case, device: torch.device) -> tuple[str, ...]:
+    loss = LOSSES[case.loss]
+    return tuple(name for name in case.providers if PROVIDERS[name].serves(loss, device))
