@@ -52,10 +52,10 @@ def gradient(
 ) -> Tensor:
     """Gradient of the loss with respect to the estimates, in their dtype."""
     dtype = compute_dtype(estimates, actuals)
-    # Several terms add up in the dtype of the computation and are rounded once; one is written so.
-    alone = plan.spectrum is None
+    # Several terms add up in the dtype of the computation; one is rounded where it is computed.
+    narrow = plan.spectrum is None and dtype == torch.float32
     total = torch.empty(
-        estimates.shape, dtype=estimates.dtype if alone else dtype, device=estimates.device
+        estimates.shape, dtype=estimates.dtype if narrow else dtype, device=estimates.device
     )
     per_term, kept = list(coefficients.contiguous()), list(saved)
     estimates, actuals = readable(estimates), readable(actuals)

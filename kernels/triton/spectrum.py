@@ -1,0 +1,238 @@
+r"""Spectra to sums and signs, and signs back to spectra.
+
+Per row, over bins k and frames f, with D = STFT(e - t) and T = STFT(t): the sums of abs Re D, abs
+Im D, abs Re T and abs Im T. Re and Im alternate in memory, and so do their signs, two bits each, in
+the order in which the FFT wrote them: element 2 (f bins + k) of a signal is Re, the next one Im.
+
+The gradient's frames are y_j = Re sum_{k <= n/2} G_k exp(2 pi i jk / n), with G = a_re sign Re D +
+i a_im sign Im D. That is the inverse complex FFT of the Hermitian S_k = G_k / 2, S_{n-k} =
+conj(G_k) / 2, but Re G_k at k = 0 and k = n/2. Two frames a, b share one transform, of S_a + i S_b:
+y_a is its real, y_b its imaginary part. (PyTorch's inverse real FFT would copy its input first.)
+"""
+
+# ruff: noqa: N803, N806  (a kernel's constants are in capitals)
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..plan import Resolution
+from . import common
+from .common import (
+    COLUMNS,
+    PLANES,
+    block_count,
+    jit,
+    launch,
+    place,
+    sign_code,
+    signed,
+    store_partials,
+)
+from .frames import Slab
+
+
+@jit
+def spectrum_statistics_kernel(
+    spectra,  # [1 or 2, signals, frames, bins, 2] of the slab: D and, if TARGET, T
+    partials,  # [signals, chunks, COLUMNS] of the slab, written
+    signs,  # [signals, words] of the slab, written if SAVE
+    partial_stride,  # from signal to signal
+    sign_stride,  # from signal to signal
+    values,  # of a signal in the slab
+    target,  # from D to T
+    blocks,  # per signal
+    chunks,  # per signal
+    span,  # blocks per chunk
+    TARGET: tl.constexpr,
+    SAVE: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    DTYPE: tl.constexpr = spectra.dtype.element_ty
+    chunk, local, _, _ = place(chunks, 0, 1)
+    p_spectrum = spectra + local * values
+    lane = tl.arange(0, LANES)
+    error = tl.zeros([LANES], DTYPE)
+    reference = tl.zeros([LANES], DTYPE)
+
+    for block in range(chunk * span, tl.minimum(chunk * span + span, blocks)):
+        start = block * (PLANES * LANES)
+        left = tl.minimum(values - start, PLANES * LANES).to(tl.int32)
+        word = tl.zeros([LANES], tl.int32)
+        for plane in tl.static_range(PLANES):
+            o = plane * LANES + lane
+            d = tl.load(p_spectrum + start + o, mask=o < left, other=0.0)
+            error += tl.abs(d)
+            if TARGET:
+                t = tl.load(p_spectrum + target + start + o, mask=o < left, other=0.0)
+                reference += tl.abs(t)
+            if SAVE:
+                word |= sign_code(d) << (2 * plane)
+        if SAVE:
+            tl.store(signs + (local * sign_stride + block * LANES) + lane, word)
+
+    re = lane % 2 == 0
+    store_partials(
+        partials + (local * partial_stride + chunk * COLUMNS),
+        tl.sum(tl.where(re, error, 0.0)),
+        tl.sum(tl.where(re, 0.0, error)),
+        tl.sum(tl.where(re, reference, 0.0)),
+        tl.sum(tl.where(re, 0.0, reference)),
+        0.0,
+        0.0,
+        0.0,
+    )
+
+
+@triton.jit
+def half_spectrum(
+    signs,
+    edges,
+    coefficients,
+    slab_row,
+    k,
+    batch,
+    channels,
+    words,
+    edge_stride,
+    first_signal,
+    first_frame,
+    frames,
+    rows,
+    n,
+    LEVEL: tl.constexpr,
+    LANES: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """S_k of one row of the slab for k <= n / 2, zero past its last row."""
+    live = slab_row < rows
+    slab_row = tl.minimum(slab_row, rows - 1)
+    signal = first_signal + slab_row // frames
+    p_coefficients = coefficients + signal // channels
+    a_re = tl.load(p_coefficients).to(DTYPE)
+    a_im = tl.load(p_coefficients + batch).to(DTYPE)
+    signal, frame = signal.to(tl.int64), (first_frame + slab_row % frames).to(tl.int64)
+
+    element = frame * (n // 2 + 1) * 2
+    block = element // (PLANES * LANES)
+    p_signs = signs + (signal * words + block * LANES)
+    x = ((element - block * (PLANES * LANES)).to(tl.int32) + 2 * k).to(tl.uint32)
+    p_words = p_signs + (x // (PLANES * LANES) * LANES + x % LANES)
+    shift = (x // LANES % PLANES * 2).to(tl.int32)
+    mask = live & (2 * k <= n)
+    middle = 2 * k == n
+    edge = (k == 0) | middle
+    re = signed(tl.load(p_words, mask=mask, other=0), shift, a_re / 2)
+    im = signed(tl.load(p_words + 1, mask=mask, other=0), shift, a_im / 2)
+    re = tl.where(edge, 2 * re, re)
+    im = tl.where(edge, 0.0, im)
+    if LEVEL:
+        half_r = tl.load(p_coefficients + 2 * batch).to(DTYPE) / 2
+        p_edges = edges + (signal * edge_stride + frame * 2)
+        x = tl.load(p_edges + middle.to(tl.int32), mask=mask & edge, other=0.0)
+        re += half_r * x
+    return re, im
+
+
+@jit
+def spectrum_gradient_kernel(
+    spectra,  # [pairs of the slab's rows, n, 2], written
+    signs,  # [signals, words]
+    edges,  # [signals, frames, 2], read if LEVEL
+    coefficients,  # [3, B]: a_re, a_im, r
+    batch,
+    channels,
+    words,  # per signal
+    edge_stride,  # from signal to signal
+    first_signal,
+    first_frame,
+    frames,  # per signal in the slab
+    rows,  # of the slab
+    n,
+    LEVEL: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    DTYPE: tl.constexpr = spectra.dtype.element_ty
+    pair = tl.program_id(0)
+    p_spectrum = spectra + pair.to(tl.int64) * n * 2  # offsets exceed 32 bits
+    part = tl.arange(0, 2)[None, :]
+    for first in range(0, n // 2 + 1, LANES):
+        k = first + tl.arange(0, LANES)
+        a_re, a_im = half_spectrum(
+            signs, edges, coefficients, 2 * pair, k, batch, channels, words, edge_stride,
+            first_signal, first_frame, frames, rows, n, LEVEL, LANES, DTYPE,
+        )  # fmt: skip
+        b_re, b_im = half_spectrum(
+            signs, edges, coefficients, 2 * pair + 1, k, batch, channels, words, edge_stride,
+            first_signal, first_frame, frames, rows, n, LEVEL, LANES, DTYPE,
+        )  # fmt: skip
+        z = tl.join(a_re - b_im, b_re + a_im)
+        mirrored = tl.join(a_re + b_im, b_re - a_im)
+        k = k[:, None]
+        tl.store(p_spectrum + 2 * k + part, z, mask=2 * k <= n)
+        tl.store(p_spectrum + 2 * (n - k) + part, mirrored, mask=(k > 0) & (2 * k < n))
+
+
+def spectrum_statistics(
+    spectra: Tensor, partials: Tensor, signs: Tensor | None, chunks: tuple[int, int]
+) -> None:
+    """Sums over a slab's ``spectra`` [1 or 2, signals, frames, bins, 2], and the first one's signs.
+
+    ``partials`` [signals, chunks, COLUMNS] and ``signs`` [signals, words] are the slab's, and
+    ``chunks`` says how many there are per signal and how many blocks each has.
+    """
+    count, signals = spectra.shape[:2]
+    values = spectra[0, 0].numel()
+    lanes = common.CONFIG.lanes
+    launch(
+        spectrum_statistics_kernel,
+        programs=signals * chunks[0],
+        threads=lanes,
+        spectra=spectra,
+        partials=partials,
+        signs=signs,
+        partial_stride=partials.stride(0),
+        sign_stride=0 if signs is None else signs.stride(0),
+        values=values,
+        target=signals * values,
+        blocks=block_count(values),
+        chunks=chunks[0],
+        span=chunks[1],
+        TARGET=count == 2,
+        SAVE=signs is not None,
+        LANES=lanes,
+    )
+
+
+def spectrum_gradient(
+    signs: Tensor,
+    edges: Tensor | None,
+    coefficients: Tensor,
+    channels: int,
+    res: Resolution,
+    slab: Slab,
+    spectra: Tensor,
+) -> None:
+    """Write S_a + i S_b of each pair of the slab's rows into ``spectra`` [pairs, n, 2]."""
+    lanes = common.CONFIG.lanes
+    launch(
+        spectrum_gradient_kernel,
+        programs=spectra.shape[0],
+        threads=lanes,
+        spectra=spectra,
+        signs=signs,
+        edges=edges,
+        coefficients=coefficients,
+        batch=coefficients.shape[1],
+        channels=channels,
+        words=signs.stride(0),
+        edge_stride=0 if edges is None else edges.stride(0),
+        first_signal=slab.first_signal,
+        first_frame=slab.first_frame,
+        frames=slab.frames,
+        rows=slab.rows,
+        n=res.n_fft,
+        LEVEL=edges is not None,
+        LANES=lanes,
+    )

@@ -1,0 +1,20 @@
+"""Which route computes an STFT resolution; all have the two ops of ``offchip.py``.
+
+A route is a module with ``stft_statistics``, ``stft_gradient`` and ``SAVED``, the number of tensors
+that the one saves for the other. Waveforms reach it with neighbouring samples (last stride 1), and
+it counts the samples that it sanitizes in the NONFINITE column.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+
+from ..plan import Resolution
+from . import offchip
+
+
+def stft_route(res: Resolution, dtype: torch.dtype) -> ModuleType:
+    """The module for a resolution that is computed in ``dtype``."""
+    return offchip

@@ -1,0 +1,250 @@
+r"""Waveform domain: sums of the error and of the reference, and their gradient.
+
+Per row, with d = e - t and power p:
+
+.. math:: S_{err} = \sum |d|^p, \quad S_{ref} = \sum |t|^p, \quad
+          Q_{est} = \sum e^2, \quad Q_{ref} = \sum t^2
+
+and the gradient is a sign(d) + r e, or 2 a d + r e for power 2. The signs are kept from the forward
+pass, so for power 1 without the level term (r = 0) the backward pass reads nothing else.
+"""
+
+# ruff: noqa: N803, N806  (a kernel's constants are in capitals)
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..eager.waveform import compute_dtype
+from ..plan import Objective
+from . import common
+from .common import (
+    COLUMNS,
+    DTYPES,
+    PLANES,
+    block_count,
+    finite,
+    has_level,
+    jit,
+    launch,
+    new_partials,
+    place,
+    sanitized,
+    sign_code,
+    signed,
+    split,
+    store_partials,
+)
+
+
+@jit
+def waveform_statistics_kernel(
+    estimates,  # [B, C, L], any row and channel stride
+    actuals,  # [B, C, L], any row and channel stride
+    partials,  # [B C, chunks, COLUMNS], written
+    signs,  # [B C, words], written if SAVE
+    estimate_batch,
+    estimate_channel,
+    actual_batch,
+    actual_channel,
+    channels,
+    length,
+    blocks,  # per signal
+    chunks,  # per signal
+    span,  # blocks per chunk
+    words,  # per signal
+    POWER: tl.constexpr,
+    REFERENCE: tl.constexpr,  # sum the reference
+    LEVEL: tl.constexpr,  # sum the squares
+    SAVE: tl.constexpr,  # keep the signs
+    SANITIZE: tl.constexpr,
+    COUNT: tl.constexpr,  # of samples that are not finite
+    LANES: tl.constexpr,
+):
+    DTYPE: tl.constexpr = partials.dtype.element_ty
+    chunk, signal, row, channel = place(chunks, 0, channels)
+    p_e = estimates + (row * estimate_batch + channel * estimate_channel)
+    p_t = actuals + (row * actual_batch + channel * actual_channel)
+    lane = tl.arange(0, LANES)
+    error = tl.zeros([LANES], DTYPE)
+    reference = tl.zeros([LANES], DTYPE)
+    q_est = tl.zeros([LANES], DTYPE)
+    q_ref = tl.zeros([LANES], DTYPE)
+    nonfinite = tl.zeros([LANES], DTYPE)
+
+    for block in range(chunk * span, tl.minimum(chunk * span + span, blocks)):
+        start = block * (PLANES * LANES)
+        left = tl.minimum(length - start, PLANES * LANES).to(tl.int32)
+        word = tl.zeros([LANES], tl.int32)
+        for plane in tl.static_range(PLANES):
+            o = plane * LANES + lane
+            e = tl.load(p_e + start + o, mask=o < left, other=0.0).to(DTYPE)
+            t = tl.load(p_t + start + o, mask=o < left, other=0.0).to(DTYPE)
+            known = finite(e)
+            if COUNT:
+                nonfinite += (known == 0).to(DTYPE) + (finite(t) == 0).to(DTYPE)
+            if SANITIZE:
+                e = sanitized(e)
+                t = sanitized(t)
+            d = e - t
+            if POWER == 1:
+                error += tl.abs(d)
+            else:
+                error += d * d
+            if REFERENCE:
+                if POWER == 1:
+                    reference += tl.abs(t)
+                else:
+                    reference += t * t
+            if LEVEL:
+                q_est += e * e
+                q_ref += t * t
+            if SAVE:
+                code = sign_code(d)
+                if SANITIZE:
+                    code = tl.where(known, code, 0)
+                word |= code << (2 * plane)
+        if SAVE:
+            tl.store(signs + signal * words + block * LANES + lane, word)
+
+    store_partials(
+        partials + (signal * chunks + chunk) * COLUMNS,
+        tl.sum(error),
+        0.0,
+        tl.sum(reference),
+        0.0,
+        tl.sum(q_est),
+        tl.sum(q_ref),
+        tl.sum(nonfinite),
+    )
+
+
+@jit
+def waveform_gradient_kernel(
+    gradient,  # [B, C, L], contiguous, written
+    signs,  # [B C, words], read for power 1
+    estimates,  # [B, C, L], read for power 2 and for the level term
+    actuals,  # [B, C, L], read for power 2
+    coefficients,  # [3, B]: a, unused, r
+    estimate_batch,
+    estimate_channel,
+    actual_batch,
+    actual_channel,
+    batch,
+    channels,
+    length,
+    blocks,  # per signal, one program each
+    POWER: tl.constexpr,
+    LEVEL: tl.constexpr,
+    SANITIZE: tl.constexpr,
+    DTYPE: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    block, signal, row, channel = place(blocks, 0, channels)
+    start = block * (PLANES * LANES)
+    left = tl.minimum(length - start, PLANES * LANES).to(tl.int32)
+    p_e = estimates + (row * estimate_batch + channel * estimate_channel + start)
+    p_t = actuals + (row * actual_batch + channel * actual_channel + start)
+    p_gradient = gradient + (signal * length + start)
+    lane = tl.arange(0, LANES)
+    a = tl.load(coefficients + row).to(DTYPE)
+    r = tl.load(coefficients + 2 * batch + row).to(DTYPE)
+    if POWER == 1:
+        word = tl.load(signs + (signal * blocks + block) * LANES + lane)
+
+    for plane in tl.static_range(PLANES):
+        o = plane * LANES + lane
+        if POWER == 1:
+            value = signed(word, 2 * plane, a)
+        if POWER == 2 or LEVEL:
+            raw = tl.load(p_e + o, mask=o < left, other=0.0).to(DTYPE)
+            e = sanitized(raw) if SANITIZE else raw
+        if POWER == 2:
+            t = tl.load(p_t + o, mask=o < left, other=0.0).to(DTYPE)
+            value = 2 * a * (e - (sanitized(t) if SANITIZE else t))
+        if LEVEL:
+            value += r * e
+        if SANITIZE and (POWER == 2 or LEVEL):
+            value = tl.where(finite(raw), value, 0.0)
+        tl.store(p_gradient + o, value.to(gradient.dtype.element_ty), mask=o < left)
+
+
+def waveform_statistics(
+    estimates: Tensor, actuals: Tensor, term: Objective, save: bool, sanitize: bool, count: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Partial sums [B, chunks, COLUMNS] and, with ``save``, the signs [B C, words] of e - t."""
+    batch, channels, length = estimates.shape
+    lanes = common.CONFIG.lanes
+    blocks = block_count(length)
+    chunks, span = split(batch * channels, blocks, PLANES.value * lanes)
+    dtype = compute_dtype(estimates, actuals)
+    partials = new_partials(estimates, batch * channels, chunks, dtype)
+    save = save and term.power == 1
+    words = blocks * lanes
+    signs = estimates.new_empty(batch * channels, words, dtype=torch.int32) if save else None
+    launch(
+        waveform_statistics_kernel,
+        programs=batch * channels * chunks,
+        threads=lanes,
+        estimates=estimates,
+        actuals=actuals,
+        partials=partials,
+        signs=signs,
+        estimate_batch=estimates.stride(0),
+        estimate_channel=estimates.stride(1),
+        actual_batch=actuals.stride(0),
+        actual_channel=actuals.stride(1),
+        channels=channels,
+        length=length,
+        blocks=blocks,
+        chunks=chunks,
+        span=span,
+        words=words,
+        POWER=term.power,
+        REFERENCE=not term.pure_l1,
+        LEVEL=has_level(term),
+        SAVE=save,
+        SANITIZE=sanitize,
+        COUNT=count,
+        LANES=lanes,
+    )
+    return partials.view(batch, channels * chunks, -1), signs
+
+
+def waveform_gradient(
+    signs: Tensor | None,
+    coefficients: Tensor,
+    estimates: Tensor,
+    actuals: Tensor,
+    term: Objective,
+    sanitize: bool,
+    gradient: Tensor,
+) -> None:
+    """Write a sign(e-t) + r e (power 2: 2 a (e-t) + r e) into the contiguous ``gradient``."""
+    batch, channels, length = estimates.shape
+    lanes = common.CONFIG.lanes
+    blocks = block_count(length)
+    launch(
+        waveform_gradient_kernel,
+        programs=batch * channels * blocks,
+        threads=lanes,
+        gradient=gradient,
+        signs=signs,
+        estimates=estimates,
+        actuals=actuals,
+        coefficients=coefficients,
+        estimate_batch=estimates.stride(0),
+        estimate_channel=estimates.stride(1),
+        actual_batch=actuals.stride(0),
+        actual_channel=actuals.stride(1),
+        batch=batch,
+        channels=channels,
+        length=length,
+        blocks=blocks,
+        POWER=term.power,
+        LEVEL=has_level(term),
+        SANITIZE=sanitize,
+        DTYPE=DTYPES[compute_dtype(estimates, actuals)],
+        LANES=lanes,
+    )
