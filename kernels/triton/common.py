@@ -72,7 +72,8 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
     """Makes the tensor's device the current one, which is where Triton launches."""
     if x.device.type == "cpu":
         return nullcontext()
-    return getattr(torch, x.device.type).device(x.device)
+    device: AbstractContextManager[Any] = getattr(torch, x.device.type).device(x.device)
+    return device
 
 
 def has_level(term: plan.Objective) -> bool:

@@ -10,7 +10,7 @@ of even length n the level needs no FFT:
 X_{n/2}) / 2: the edge bins enter with the spectrum (``spectrum.py``), n w_j^2 e_j / 2 here.
 """
 
-# ruff: noqa: N803, N806  (a kernel's constants are in capitals)
+
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -4,7 +4,7 @@ One program adds the partial sums of every row in float64, in a fixed order, and
 the coefficients of the gradient, the parts and the count of samples that are not finite.
 """
 
-# ruff: noqa: N803  (a kernel's constants are in capitals)
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -190,7 +190,7 @@ def objective_kernel(
 def objective(
     plan: Plan, partials: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
 ) -> Evaluation:
-    """Loss in ``dtype``, gradient coefficients and parts of all terms in float64."""
+    """Loss and parts in ``dtype``, gradient coefficients in float64, of all terms."""
     first = partials[0]
     batch, terms = first.shape[0], len(partials)
     table = settings(plan, first.device)
@@ -199,7 +199,7 @@ def objective(
     result = Evaluation(
         loss=first.new_empty(() if plan.reduction != "none" else (batch,), dtype=dtype),
         coefficients=double.new_empty(terms, 3, batch),
-        parts=double.new_empty(terms, len(PARTS), batch),
+        parts=first.new_empty(terms, len(PARTS), batch, dtype=dtype),
         nonfinite=double.new_empty(()),
     )
     with on_device(first):

@@ -117,6 +117,7 @@ def stft_gradient(
     of the computation.
     """
     signs, edges = saved
+    assert signs is not None
     batch, channels, length = estimates.shape
     n = res.n_fft
 
