@@ -10,7 +10,6 @@ of even length n the level needs no FFT:
 X_{n/2}) / 2: the edge bins enter with the spectrum (``spectrum.py``), n w_j^2 e_j / 2 here.
 """
 
-
 from __future__ import annotations
 
 from typing import NamedTuple

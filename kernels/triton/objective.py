@@ -4,7 +4,6 @@ One program adds the partial sums of every row in float64, in a fixed order, and
 the coefficients of the gradient, the parts and the count of samples that are not finite.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Sequence

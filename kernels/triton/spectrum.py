@@ -10,7 +10,6 @@ conj(G_k) / 2, but Re G_k at k = 0 and k = n/2. Two frames a, b share one transf
 y_a is its real, y_b its imaginary part. (PyTorch's inverse real FFT would copy its input first.)
 """
 
-
 from __future__ import annotations
 
 import triton

@@ -9,7 +9,6 @@ and the gradient is a sign(d) + r e, or 2 a d + r e for power 2. The signs are k
 pass, so for power 1 without the level term (r = 0) the backward pass reads nothing else.
 """
 
-
 from __future__ import annotations
 
 import torch
