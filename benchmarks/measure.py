@@ -6,16 +6,16 @@ import itertools
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from .registry import COMPILED, GRAPH, LOSSES, PROVIDERS, TRAINING, Case, Step
+from .registry import COMPILED, GRAPH, LOSSES, PROVIDERS, TRAINING, UPSTREAM, Case, Step
 
 CACHE = 128 << 20  # bytes that two rounds of input buffers exceed; the largest cache has less
 SAMPLE_MS = 10.0  # of one timed block of calls, at least
@@ -27,6 +27,7 @@ REPLAYED = 32  # calls in a CUDA graph, at most
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 
 Pairs = list[tuple[Tensor, Tensor]]
+Result = TypeVar("Result")
 
 
 class Spread(NamedTuple):
@@ -38,7 +39,7 @@ class Spread(NamedTuple):
     samples: int
 
     @classmethod
-    def of(cls, samples: list[float]) -> Spread:
+    def of(cls, samples: Sequence[float]) -> Spread:
         if len(samples) == 1:
             return cls(samples[0], samples[0], samples[0], 1)
         low, *_, high = statistics.quantiles(samples, n=5, method="inclusive")
@@ -136,18 +137,18 @@ def interleaved(steps: dict[str, Step], pairs: Pairs, device: torch.device) -> d
     return {name: Spread.of(values) for name, values in samples.items()}
 
 
-def replayed(step: Step, pairs: Pairs, device: torch.device) -> Spread:
+def replayed(name: str, step: Step, pairs: Pairs, device: torch.device) -> Spread:
     """Milliseconds per call when calls on some of the buffers replay as one CUDA graph."""
     pairs = pairs[:REPLAYED]
-    side = torch.cuda.Stream(device)
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step(*pairs[0])
-    torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for pair in pairs:
-            step(*pair)
+    with PROVIDERS[name].context():
+        with torch.cuda.stream(torch.cuda.Stream(device)):
+            for _ in range(3):
+                step(*pairs[0])
+        torch.cuda.synchronize(device)
+        with torch.cuda.graph(graph):
+            for pair in pairs:
+                step(*pair)
     clock = timer(device)
     clock(graph.replay)
     return Spread.of([clock(graph.replay) / len(pairs) for _ in range(20)])
@@ -187,7 +188,7 @@ def peak_of_first_call(case: Case, name: str) -> int:
         return peak_in_profile(lambda: step(*pair))
 
 
-def in_fresh_process(function: Callable[..., int], *arguments: Any) -> int:
+def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
     """What a function returns in a process that has run nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torchaudio", "torch_l1_snr", "benchmarks.measure"])
@@ -204,31 +205,41 @@ class Figure(NamedTuple):
     spread: Spread
 
 
-Job = tuple[Case, Callable[[], Iterator[Figure]]]
+Job = tuple[Case, Callable[[], Iterable[Figure]]]
 
 
-def measure(case: Case, device: torch.device) -> Iterator[Figure]:
-    """All figures of a case.
-
-    Raises:
-        ArithmeticError: if providers of the same loss disagree; nothing has been timed then.
-    """
+def measure_here(case: Case, device: torch.device) -> list[Figure]:
+    """Times, and on a GPU the peak memory; raises ArithmeticError as :func:`compare` does."""
     pairs = input_pairs(case, device)
     steps = {name: build(case, name, device) for name in case.providers}
     if case.mode == GRAPH:
+        spreads = {name: replayed(name, steps[name], pairs, device) for name in steps}
+    else:
+        judge = {}
+        if PROVIDERS[UPSTREAM].serves(LOSSES[case.loss], device):
+            judge = {UPSTREAM: build(case, UPSTREAM, device)}
+        compare(case, judge | steps, pairs[0])
+        spreads = interleaved(steps, pairs, device)
+    figures = [Figure(name, "time", "ms", spread) for name, spread in spreads.items()]
+    if case.memory and device.type == "cuda":
         for name, step in steps.items():
             with PROVIDERS[name].context():
-                yield Figure(name, "time", "ms", replayed(step, pairs, device))
-        return
-    compare(case, steps, pairs[0])
-    for name, spread in interleaved(steps, pairs, device).items():
-        yield Figure(name, "time", "ms", spread)
-    if not case.memory:
-        return
-    for name in steps:
-        if device.type == "cuda":
-            with PROVIDERS[name].context():
-                size = peak_on_gpu(partial(steps[name], *pairs[0]), device)
-        else:
+                size = peak_on_gpu(partial(step, *pairs[0]), device)
+            figures.append(Figure(name, "peak memory", "bytes", Spread.of([size])))
+    return figures
+
+
+def measure(case: Case, device: torch.device) -> list[Figure]:
+    """All figures of a case.
+
+    On a CPU in processes of its own, because malloc remembers: what ran before decides which
+    allocations cost page faults, and these can take longer than the loss.
+    """
+    if device.type == "cuda":
+        return measure_here(case, device)
+    figures = in_fresh_process(measure_here, case, device)
+    if case.memory:
+        for name in case.providers:
             size = in_fresh_process(peak_of_first_call, case, name)
-        yield Figure(name, "peak memory", "bytes", Spread.of([float(size)]))
+            figures.append(Figure(name, "peak memory", "bytes", Spread.of([size])))
+    return figures

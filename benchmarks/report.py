@@ -24,10 +24,12 @@ from .registry import (
     GRAPH,
     HEADLINE,
     LOSSES,
+    MULTI,
     OTHER_LOSS,
     OURS,
     PROVIDERS,
     SWEEP,
+    TIME,
     TRAINING,
     UPSTREAM,
     installed,
@@ -36,7 +38,6 @@ from .registry import (
 
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 MARKED = re.compile(r"(<!-- ([a-z-]+):start -->\n)(.*?)(<!-- \2:end -->)", re.DOTALL)
-MULTI = "MultiL1SNRDBLoss"
 MIB = 2**20
 COLORS = {
     UPSTREAM: "tab:gray",
@@ -162,7 +163,7 @@ def sizes(folder: Path) -> str:
     """Cost against size."""
     rows = []
     for table in tables(folder):
-        for loss in (MULTI, "L1SNRDBLoss"):
+        for loss in (MULTI, TIME):
             for shape in map(shape_text, SWEEP):
                 times = [table.find(loss, name, shape=shape) for name in (UPSTREAM, table.ours)]
                 cells = [*map(number, times), ratio(*times)]
@@ -281,7 +282,7 @@ def draw_memory(table: Table, axis: Any, folder: Path) -> None:
 
 
 def draw_sizes(table: Table, axis: Any, folder: Path) -> None:
-    for loss, style in ((MULTI, "-"), ("L1SNRDBLoss", "--")):
+    for loss, style in ((MULTI, "-"), (TIME, "--")):
         for name in (UPSTREAM, table.ours, FLOOR):
             if name == FLOOR and loss != MULTI:
                 continue

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .measure import Figure, Job, Spread, in_fresh_process, peak_in_profile, peak_on_gpu
 from .records import ROOT
-from .registry import OURS, UPSTREAM, Case
+from .registry import MULTI, OURS, UPSTREAM, Case
 
 sys.path.append(str(ROOT / "examples"))
 from separator import losses, model, stems, training
@@ -121,7 +121,7 @@ def steps(setup: Setup, case: Case, device: torch.device, rebuild: bool) -> Iter
                 size = peak_on_gpu(partial(trainer.advance, data), device)
             else:
                 size = in_fresh_process(peak_of_first_step, setup, name)
-            yield Figure(name, "peak memory", "bytes", Spread.of([float(size)]))
+            yield Figure(name, "peak memory", "bytes", Spread.of([size]))
 
 
 def _process(rank: int, setup: Setup, providers: tuple[str, ...], kind: str, folder: str) -> None:
@@ -157,7 +157,7 @@ def jobs(device: torch.device) -> Iterator[Job]:
     """Every whole-step measurement of a device."""
     for setup in SETUPS[device.type]:
         case = Case(
-            "MultiL1SNRDBLoss",
+            MULTI,
             (setup.batch, 3, 2, setup.config(UPSTREAM).samples),
             (UPSTREAM, OURS[device.type]),
             f"step of {setup.name}",

@@ -10,6 +10,10 @@ import torch
 
 import torch_l1snr_fast
 
+if not torch.cuda.is_available():
+    # Triton decides when it is imported, which torch.compile does in some tests.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # A warning that a test does not expect is a defect of the library or of the test.

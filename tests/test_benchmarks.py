@@ -61,7 +61,7 @@ def test_wrong_provider_is_not_timed(share: float, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(registry.PROVIDERS, "wrong", off_by(share))
     monkeypatch.setattr(measure, "interleaved", None)
     with pytest.raises(ArithmeticError, match="wrong"):
-        list(measure.measure(TINY._replace(providers=("eager", "wrong")), CPU))
+        measure.measure_here(TINY._replace(providers=("eager", "wrong")), CPU)
 
 
 def test_providers_take_turns_on_changing_buffers(monkeypatch: pytest.MonkeyPatch):
@@ -140,12 +140,37 @@ def test_failure_is_said_and_does_not_stop_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setitem(registry.PROVIDERS, "wrong", off_by(0.01))
+    monkeypatch.setattr(command, "measure", measure.measure_here)
     bad = TINY._replace(providers=("eager", "wrong"))
     monkeypatch.setattr(command, "cases", lambda device, quick: [bad, TINY])
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick", "--out", str(tmp_path)])
     assert command.main() == 1
     assert f"FAILED {bad.title()}" in capsys.readouterr().out
     assert len(records.read(tmp_path / "cpu.csv")) == 2
+
+
+def test_gpu_tests_come_first_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked: list[list[str]] = []
+
+    def answer(error: Exception | None) -> None:
+        def run(arguments: list[str], **_: Any) -> None:
+            asked.append(arguments)
+            if error:
+                raise error
+
+        monkeypatch.setattr(command.subprocess, "run", run)
+
+    run = command.Run(CPU, tmp_path)
+    answer(command.subprocess.CalledProcessError(1, "pytest"))
+    assert not command.gpu_tests(run)
+    answer(command.subprocess.TimeoutExpired("pytest", 1))
+    assert not command.gpu_tests(run)
+    answer(None)
+    assert command.gpu_tests(run)
+    assert asked[0][1:] == ["-m", "pytest", "-q", "-m", "gpu", "tests"]
+    assert len(asked) == 3
+    assert command.gpu_tests(run)
+    assert len(asked) == 3
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])

@@ -4,8 +4,9 @@ A *signal* is one channel of one row, so B rows of C channels are B C signals. K
 in blocks of PLANES planes of LANES neighbouring elements, one element per thread: every load is
 coalesced whatever the alignment, and PLANES loads are in flight together.
 
-Signs have three states, and a fourth for what is not a number, in two bits. Bits 2p and 2p + 1 of
-word w of a block belong to element w of its plane p, so packing moves nothing between threads.
+Signs have three states, in two bits: 2p and 2p + 1 of word w of a block belong to element w of its
+plane p, so packing moves nothing between threads. What is not a number needs none of its own: it
+makes the row's sums, and with them the coefficients that the signs multiply, not a number either.
 """
 
 from __future__ import annotations
@@ -131,14 +132,14 @@ def sanitized(x):
 
 @triton.jit
 def sign_code(x):
-    return tl.where(x > 0, 1, tl.where(x < 0, 2, tl.where(x == 0, 0, 3)))
+    return (x > 0).to(tl.int32) | ((x < 0).to(tl.int32) << 1)
 
 
 @triton.jit
 def signed(word, shift, a):
     """``a`` times the sign whose code starts at bit ``shift``."""
     code = (word >> shift) & 3
-    return tl.where(code == 1, a, tl.where(code == 2, -a, tl.where(code == 0, 0 * a, float("nan"))))
+    return tl.where(code == 1, a, tl.where(code == 2, -a, 0 * a))
 
 
 @triton.jit
