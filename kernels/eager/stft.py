@@ -7,8 +7,8 @@ The level of a spectrum needs no magnitudes. For a windowed frame x of even leng
 
 .. math:: \sum_{k \le n/2} |X_k|^2 = (n \sum x^2 + X_0^2 + X_{n/2}^2) / 2
 
-(odd n has no X_{n/2}); and summed over frames, x^2 is the waveform squared under the overlap-added
-squared window.
+(odd n has no X_{n/2}); and summed over frames, x^2 is the waveform squared under weights: the
+overlap-added squared window, its borders folded back.
 """
 
 from __future__ import annotations
@@ -63,15 +63,13 @@ def overlap_add(out: Tensor, frames: Tensor, window: Tensor, hop: int, first: in
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # an inference tensor could not be used in training later
-def squared_window(
-    res: Resolution, length: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Overlap-added squared window over the padded signal, [1, L + 2 pad]; never to be written."""
+def frame_weights(res: Resolution, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sum over frames of the squared window on each sample, [L]; never to be written."""
     window = res.window(dtype, device)
     out = window.new_zeros(1, length + 2 * res.pad)
     frames = window.expand(1, res.frames(length), res.n_fft)
     overlap_add(out, frames, window, res.hop_length, 0)
-    return out
+    return fold(out, length, res.pad)[0].contiguous()
 
 
 def edge_bins(spectrum: Tensor, res: Resolution) -> Tensor:
@@ -90,16 +88,14 @@ def stft_statistics(
     wide = sum_dtype(e.device)
     frames, n, bins = res.frames(length), res.n_fft, res.bins
     window = res.window(dtype, e.device)
-    squares = squared_window(res, length, dtype, window.device) if term.regularize else None
+    weights = frame_weights(res, length, dtype, window.device) if term.regularize else None
 
     plan = list(groups(batch * channels, frames, n))
     partials = e.new_zeros(batch * channels, len(plan[0][1]), COLUMNS, dtype=wide)
     signs = e.new_empty(batch * channels, frames, bins, 2, dtype=torch.int8) if save else None
-    edges = (
-        e.new_empty(batch * channels, frames, 2 - n % 2, dtype=dtype)
-        if save and term.regularize
-        else None
-    )
+    edges = []  # of E and of T
+    if term.regularize:
+        edges = [e.new_empty(batch * channels, frames, 2 - n % 2, dtype=dtype) for _ in range(2)]
 
     for group, spans in plan:
         target = t[group].to(dtype)
@@ -111,12 +107,11 @@ def stft_statistics(
             inner[1] = target
         reflect(waves, res.pad)
         framed = waves.unfold(-1, n, res.hop_length)
-        if squares is not None:
-            power = scratch("frames", *waves.shape, like=window)
-            torch.add(waves[0], waves[1], out=power[0])
-            power[1] = waves[1]
-            energy = power.square_().mul_(squares).sum(-1)
-            partials[group, 0, Q_EST : Q_REF + 1] = (n / 2) * energy.mT
+        if weights is not None:
+            power = scratch("frames", *target.shape, like=window)
+            for column, x in ((Q_EST, e[group].to(dtype)), (Q_REF, target)):
+                energy = torch.mul(x, x, out=power).mul_(weights).sum(-1)
+                partials[group, 0, column] = (n / 2) * energy
         for i, span in enumerate(spans):
             frame = framed[:, :, span]
             windowed = torch.mul(frame, window, out=scratch("frames", *frame.shape, like=window))
@@ -126,18 +121,18 @@ def stft_statistics(
                 signs[group, span] = torch.sign(
                     error, out=scratch("spectrum", *error.shape, like=window)
                 )
-            if squares is not None:
+            if edges:
                 at_edges = edge_bins(spectrum, res)
-                both = torch.stack([at_edges.sum(0), at_edges[1]])
-                partials[group, i, Q_EST : Q_REF + 1] += both.to(wide).square().sum((2, 3)).mT / 2
-                if edges is not None:
-                    edges[group, span] = both[0]
+                torch.add(at_edges[0], at_edges[1], out=edges[0][group, span])
+                edges[1][group, span] = at_edges[1]
             # Frames first: that sum runs along memory.
             sums = spectrum.abs_().sum(2).to(wide).sum(2)
             partials[group, i, ERR_RE:REF_RE] = sums[0]
             if not term.pure_l1:
                 partials[group, i, REF_RE:Q_EST] = sums[1]
-    return partials.view(batch, -1, COLUMNS), signs, edges
+    for column, bins_at_edges in zip((Q_EST, Q_REF), edges, strict=False):
+        partials[:, 0, column] += bins_at_edges.to(wide).square().sum((1, 2)) / 2
+    return partials.view(batch, -1, COLUMNS), signs, edges[0] if save and edges else None
 
 
 def stft_gradient(
@@ -162,7 +157,9 @@ def stft_gradient(
     edge_bins(halves[None], res).fill_(1.0)
     scale = (per_signal[:2].mT[:, None, None, :] * halves).contiguous()
     r = per_signal[2] / 2
-    squares = squared_window(res, length, dtype, window.device) if edges is not None else None
+    if edges is not None:
+        e = estimates.flatten(0, 1)
+        weights = frame_weights(res, length, dtype, window.device)
 
     for group, spans in groups(batch * channels, frames, n):
         count = out[group].shape[0]
@@ -175,9 +172,8 @@ def stft_gradient(
                 edge_bins(spectrum, res).addcmul_(edges[group, span], r[group, None, None])
             y = torch.fft.irfft(torch.view_as_complex(spectrum), n=n, norm="forward")
             overlap_add(wave, y, window, res.hop_length, span.start)
-        if edges is not None and squares is not None:
-            e = scratch("frames", *wave.shape, like=window)
-            e[:, res.pad : res.pad + length] = estimates.flatten(0, 1)[group]
-            reflect(e, res.pad)
-            wave.addcmul_(e.mul_(squares), r[group, None], value=n)
         out[group] += fold(wave, length, res.pad)
+        if edges is not None:
+            weighted = scratch("frames", count, length, like=window)
+            torch.mul(e[group].to(dtype), weights, out=weighted)
+            out[group].addcmul_(weighted, r[group, None], value=n)
