@@ -11,6 +11,8 @@ from types import ModuleType, TracebackType
 import torch
 from torch import Tensor
 
+from .notices import run_while_tracing
+
 BACKENDS = ("auto", "triton", "eager", "reference")
 VARIABLE = "TORCH_L1SNR_FAST_BACKEND"
 # Triton compiles for these; a CPU is served by its interpreter alone.
@@ -60,6 +62,7 @@ class use_backend:
         _chosen = self._before
 
 
+@run_while_tracing
 @lru_cache(maxsize=1)
 def triton_problem() -> str | None:
     """Why Triton cannot be used, or None."""
@@ -74,6 +77,7 @@ def triton_problem() -> str | None:
     return None
 
 
+@run_while_tracing
 @lru_cache(maxsize=1)
 def _warn_without_triton(problem: str) -> None:
     warnings.warn(

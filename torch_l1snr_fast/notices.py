@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Counts on their way from a GPU to the host: (host copy, event, whose). Shared by all losses,
 # because a trainer may build its loss anew every step and a count arrives a call later.
@@ -33,12 +37,14 @@ class Notices:
 
     def sanitized(self, count: Tensor) -> None:
         """Warn if ``count`` is not zero; from a GPU the answer is awaited by a later call."""
+        if _capturing(count.device):  # when even asking whether a count has arrived is an error
+            return
         poll()
         if "nonfinite" in self.given:
             return
         if count.device.type == "cpu":
             self._sanitized(int(count))
-        elif len(_pending) < _PENDING_AT_MOST and not _capturing(count.device):
+        elif len(_pending) < _PENDING_AT_MOST:
             host = torch.empty((), dtype=count.dtype, pin_memory=True)
             host.copy_(count, non_blocking=True)
             event = torch.Event(count.device.type)
@@ -56,13 +62,24 @@ class Notices:
             )
 
 
+def run_while_tracing(function: Function) -> Function:
+    """Make torch.compile call a function as it traces, and not trace it.
+
+    What torch.compiler.assume_constant_result does, without its import of the whole compiler.
+    """
+
+    @functools.wraps(function)  # a function of its own: tracing looks into those of functools
+    def run(*args: Any) -> Any:
+        return function(*args)
+
+    run._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return cast(Function, run)
+
+
+@run_while_tracing
 def _warn_while_tracing(text: str, category: type[Warning]) -> None:
-    """torch.compile cannot trace a warning, but can run one as it traces."""
+    """torch.compile cannot trace a warning."""
     warnings.warn(text, category, stacklevel=2)
-
-
-# What torch.compiler.assume_constant_result does, without its import of the whole compiler.
-_warn_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _caller() -> int:
