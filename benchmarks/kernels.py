@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import re
 import subprocess
@@ -22,7 +23,9 @@ from unittest import mock
 
 import torch
 import triton
+from torch import Tensor
 from torch_l1snr_fast.kernels import triton as kernels
+from torch_l1snr_fast.kernels.eager.waveform import compute_dtype
 from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -42,7 +45,10 @@ SPECTRUM = Objective(parts=2)
 SPECTRUM_LEVEL = Objective(parts=2, regularize=True)
 SPECTRUM_PURE = Objective(parts=2, l1_weight=1.0)
 DEFAULT = tuple(Resolution(n, n // 4, n) for n in (512, 1024, 2048))
-OTHER = (Resolution(1001, 300, 900),)  # a transform that only the torch.fft route computes
+# Transforms that only the torch.fft route computes, with sizes divisible by 16 and without.
+OTHER = (Resolution(960, 240, 960), Resolution(1001, 300, 900))
+ON_CHIP = (Resolution(256, 64, 256), *DEFAULT, Resolution(4096, 1024, 4096))
+LONG = (Resolution(4096, 2048, 4096), Resolution(2048, 512, 2048))  # the most registers
 MULTI = Plan(LEVEL, SPECTRUM, DEFAULT, sanitize_spectrum=True)
 
 
@@ -64,18 +70,24 @@ CASES = [
     Case(Plan(ENERGY, None, sanitize_waveform=True)),
     Case(Plan(PURE, None, reduction="sum")),
     Case(Plan(WAVEFORM, None), torch.bfloat16, torch.bfloat16),
-    Case(MULTI, torch.bfloat16, torch.bfloat16),
-    Case(MULTI, torch.float16, torch.float32),
+    # On-chip: each size, then each option of the kernels with one or two of them.
+    Case(MULTI),
+    Case(Plan(None, SPECTRUM, ON_CHIP, sanitize_spectrum=True)),
+    Case(Plan(LEVEL, SPECTRUM_LEVEL, LONG, sanitize_spectrum=True)),
+    Case(Plan(None, SPECTRUM_LEVEL._replace(l1_weight=0.5), LONG[1:])),
+    Case(Plan(None, SPECTRUM, LONG[1:])),
+    Case(Plan(None, SPECTRUM_PURE, LONG[1:])),
+    Case(MULTI._replace(resolutions=DEFAULT[:1]), torch.bfloat16, torch.bfloat16),
+    # Through torch.fft.
     Case(MULTI, torch.float64, torch.float64),
+    Case(MULTI._replace(resolutions=OTHER)),
+    Case(MULTI._replace(resolutions=OTHER), torch.bfloat16, torch.bfloat16),
+    Case(MULTI._replace(resolutions=OTHER), torch.float16, torch.float32),
+    Case(Plan(None, SPECTRUM, OTHER)),
+    Case(Plan(None, SPECTRUM_LEVEL, OTHER, sanitize_spectrum=True)),
+    Case(Plan(None, SPECTRUM_LEVEL._replace(l1_weight=0.5), OTHER)),
+    Case(Plan(None, SPECTRUM_PURE, OTHER)),
 ]
-for resolutions in (DEFAULT, OTHER):
-    CASES += [
-        Case(MULTI._replace(resolutions=resolutions)),
-        Case(Plan(None, SPECTRUM, resolutions)),
-        Case(Plan(None, SPECTRUM_LEVEL, resolutions, sanitize_spectrum=True)),
-        Case(Plan(None, SPECTRUM_LEVEL._replace(l1_weight=0.5), resolutions)),
-        Case(Plan(None, SPECTRUM_PURE, resolutions)),
-    ]
 
 
 # Where a signal or a frame starts in a large tensor must be computed in 64 bits.
@@ -143,13 +155,19 @@ def variant(function: Any, arguments: dict[str, Any], kernel: Any) -> str:
     return " ".join([function.fn.__name__, *dtypes, *sixteen, *settings])
 
 
+def evaluate(backend: Any, case: Case, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of one backend."""
+    found = backend.statistics(case.plan, e, t, save=True)
+    size = e.shape[1:]
+    result = backend.objective(case.plan, found.partials, *size, compute_dtype(e, t))
+    return result.loss, backend.gradient(case.plan, found.saved, result.coefficients, e, t)
+
+
 def run(case: Case, length: int = 4801) -> None:
     """Forward and backward of one loss, of two channels."""
     shape = (case.batch, 2, length)
     e, t = torch.rand(shape, dtype=case.estimates), torch.rand(shape, dtype=case.actuals)
-    found = kernels.statistics(case.plan, e, t, save=True)
-    result = kernels.objective(case.plan, found.partials, *shape[1:], torch.float32)
-    kernels.gradient(case.plan, found.saved, result.coefficients, e, t)
+    evaluate(kernels, case, e, t)
 
 
 def figures(name: str, target: str, kernel: Any) -> dict[str, Any]:
@@ -174,12 +192,57 @@ def of_nvidia(kernel: Any) -> dict[str, int]:
         command = [tool, "--dump-resource-usage", "--dump-sass", file.name]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
-    code = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?(\w[\w.]*)", text, re.M)
+    code = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", text, re.M)
     return {
         "registers": int(used["REG"]),
         "spill_bytes": int(used["STACK"]) + int(used["LOCAL"]),
-        "instructions": sum(name != "NOP" for name in code),
+        "instructions": sum("NOP" not in text for _, text in code),
+        "step_instructions": step_instructions({int(at, 16): text for at, text in code}),
     }
+
+
+def step_instructions(code: dict[int, str]) -> int:
+    """Instructions that one iteration of the longest loop executes, in the common case.
+
+    That is the shortest way round that passes the loop's longest block without a branch, and a
+    store to global memory if the loop has one: round what is for the borders of a signal.
+    """
+    places = list(code)
+    after = dict(itertools.pairwise(places))
+    jumps = {
+        at: int(target[1], 16)
+        for at, text in code.items()
+        if (target := re.search(r"\bBRA\b.*?(0x[0-9a-f]+)", text))
+    }
+    fences = sorted({places[0], *jumps.values(), *(after[at] for at in jumps if at in after)})
+    blocks = list(itertools.pairwise([*fences, places[-1]]))
+    loops = [(first, last) for last, first in jumps.items() if first < last]
+
+    def around(first: int, last: int) -> int:
+        inside = [(b - a, a) for a, b in blocks if first <= a and b <= after[last]]
+        longest = max(inside)[1]
+        if any(first <= a <= longest <= b <= last and (a, b) != (first, last) for a, b in loops):
+            return 0  # that block belongs to a loop inside
+        stores = {at for at in code if first <= at <= last and "STG" in code[at]}
+        todo = [(first, first == longest, not stores or first in stores)]
+        steps = {todo[0]: 1}
+        for state in todo:  # breadth first: each state is reached by the shortest way
+            at, passed, stored = state
+            if at == last:
+                if passed and stored:
+                    return steps[state]
+                continue
+            conditional = re.match(r"@|BRA\.U", code[at])
+            ways = [jumps[at]] if at in jumps else []
+            ways += [after[at]] if at not in jumps or conditional else []
+            for way in ways:
+                new = (way, passed or way == longest, stored or way in stores)
+                if first <= way <= last and new not in steps:
+                    steps[new] = steps[state] + 1
+                    todo.append(new)
+        return 0
+
+    return max((around(*loop) for loop in loops), default=0)
 
 
 def of_amd(kernel: Any) -> dict[str, int]:
@@ -189,6 +252,7 @@ def of_amd(kernel: Any) -> dict[str, int]:
         "registers": used["vgpr_count"],
         "spill_bytes": used["private_segment_fixed_size"],  # scalars spill to vector registers
         "instructions": len(re.findall(r"^\t(?:s|v|global|buffer|flat|ds)_\w+", text, re.M)),
+        "step_instructions": 0,  # not read from AMD's code
     }
 
 
@@ -210,8 +274,9 @@ def main() -> None:
     options = parser.parse_args()
     rows = table(options.target)
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
-    numbers = ["registers", "spill_bytes", "shared_bytes", "instructions", "layout_conversions"]
+        options.json.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    numbers = ["registers", "spill_bytes", "shared_bytes", "instructions", "step_instructions"]
+    numbers += ["layout_conversions"]
     print(" ".join(["target", *numbers, "kernel"]))
     for row in rows:
         columns = "".join(f"{row[n]:{len(n) + 1}}" for n in numbers)

@@ -66,6 +66,7 @@ def launch(kernel: Any, programs: int, threads: int, **arguments: Any) -> None:
     if isinstance(kernel, triton.JITFunction):  # the interpreter has no warps
         warp_size = driver.active.get_current_target().warp_size
         arguments["num_warps"] = max(1, threads // warp_size)
+        arguments["enable_fp_fusion"] = True  # no longer the default from Triton 3.10 on
     kernel[(programs,)](**arguments)
 
 
@@ -152,3 +153,8 @@ def store_partials(p_partials, err_re, err_im, ref_re, ref_im, q_est, q_ref, non
     tl.store(p_partials + 4, q_est)
     tl.store(p_partials + 5, q_ref)
     tl.store(p_partials + 6, nonfinite)
+
+
+def strides(name: str, x: Tensor) -> dict[str, int]:
+    """A kernel's arguments for where rows and channels of [B, C, L] begin."""
+    return {f"{name}_batch": x.stride(0), f"{name}_channel": x.stride(1)}

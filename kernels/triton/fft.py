@@ -147,7 +147,11 @@ def _dft(re, im, wr, wi, TWIDDLED: tl.constexpr):
             # exp(-2 pi i k / R) is -i times that of k - R/4: the factors are few.
             if k % QUARTER != 0 or TWIDDLED:
                 fr, fi = _factor(wr, wi, k % QUARTER, R, TWIDDLED)
-                if k < QUARTER:
+                if k < QUARTER and not TWIDDLED:
+                    # Written out because LLVM 22 for sm_100 fails on the sums (radix 16, inverse).
+                    xr = tl.fma(bi, -fi, tl.fma(br, fr, ar))
+                    xi = tl.fma(bi, fr, tl.fma(br, fi, ai))
+                elif k < QUARTER:
                     xr = ar + br * fr - bi * fi
                     xi = ai + br * fi + bi * fr
                 else:

@@ -20,7 +20,17 @@ from torch import Tensor
 
 from ..plan import Resolution
 from . import common
-from .common import COLUMNS, ceil_div, finite, jit, launch, place, sanitized, store_partials
+from .common import (
+    COLUMNS,
+    ceil_div,
+    finite,
+    jit,
+    launch,
+    place,
+    sanitized,
+    store_partials,
+    strides,
+)
 
 UNROLL = tl.constexpr(4)  # elements of a thread whose loads are in flight together
 
@@ -269,10 +279,8 @@ def frame(
         framed=framed,
         partials=partials,
         edges=edges,
-        estimate_batch=estimates.stride(0),
-        estimate_channel=estimates.stride(1),
-        actual_batch=actuals.stride(0),
-        actual_channel=actuals.stride(1),
+        **strides("estimate", estimates),
+        **strides("actual", actuals),
         partial_stride=partials.stride(0),
         edge_stride=0 if edges is None else edges.stride(0),
         channels=channels,
@@ -326,8 +334,7 @@ def overlap_add(
         window=res.window(gradient.dtype, gradient.device),
         estimates=estimates,
         coefficients=coefficients,
-        estimate_batch=estimates.stride(0),
-        estimate_channel=estimates.stride(1),
+        **strides("estimate", estimates),
         batch=batch,
         channels=channels,
         length=length,

@@ -26,7 +26,7 @@ REF_RE, REF_IM = tl.constexpr(columns.REF_RE), tl.constexpr(columns.REF_IM)
 Q_EST, Q_REF = tl.constexpr(columns.Q_EST), tl.constexpr(columns.Q_REF)
 NONFINITE = tl.constexpr(columns.NONFINITE)
 
-THREADS = 512
+THREADS = 256
 ROWS = 16  # rows that are evaluated side by side, at most
 
 

@@ -27,8 +27,9 @@ are not finite are counted, and the count tells the backward where to look for t
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -47,51 +48,30 @@ from .common import (
     new_partials,
     sanitized,
     store_partials,
+    strides,
 )
 from .fft import SPLITS, fft, twiddles, unpack
 
 SAVED = 3  # tensors that stft_statistics saves: signs, edge bins, partial sums
 
-# Sizes and addresses that change from call to call must not make Triton compile anew. Of no address
-# is it to know that it is aligned: vectors of one operand would change the layout of all others.
-jit = partial(
-    triton.jit,
-    do_not_specialize=[
-        "batch",
-        "channels",
-        "length",
-        "frames",
-        "pairs",
-        "steps",
-        "span",
-        "stretches",
-        "read_span",
-        "read_stretches",
-        "estimate_batch",
-        "estimate_channel",
-        "actual_batch",
-        "actual_channel",
-    ],
-    do_not_specialize_on_alignment=[
-        "actuals",
-        "borders",
-        "coefficients",
-        "edges",
-        "estimates",
-        "gradient",
-        "p_twiddles",
-        "partials",
-        "signs",
-        "window",
-    ],
-)
+
+def jit(function: Callable[..., None]) -> Any:
+    """A kernel that is compiled once for all lengths, strides and addresses; constants in capitals.
+
+    Of no address is it to know that it is aligned: loading one operand in vectors would change the
+    layout of all that it meets.
+    """
+    names = [name for name in inspect.signature(function).parameters if name.islower()]
+    return triton.jit(function, do_not_specialize=names)
+
 
 Q_EST: tl.constexpr = tl.constexpr(plan.Q_EST)
 NONFINITE: tl.constexpr = tl.constexpr(plan.NONFINITE)
 
 WARPS = 16384  # wanted of a launch: six rounds of 20 on each of 132 multiprocessors
 LONGEST = 16  # pairs in a forward stretch: their frames have one bit each in 32
-REGISTERS = 96  # per thread: 20 warps on a multiprocessor; what the compilers need without spills
+# Per thread, for 20 warps on a multiprocessor, and for 16; no more than the compilers need.
+REGISTERS, REGISTERS_OF_LONG_HOPS = 96, 128
 
 
 @triton.constexpr_function
@@ -606,13 +586,23 @@ def _level(
 
 
 @triton.jit
-def _add(gradient, estimates, index, value, mask, dirty, SANITIZE: tl.constexpr):
-    """Add to the gradient, except where the estimate is not finite."""
-    if SANITIZE:
-        e = tl.load(estimates + index, mask=mask & dirty, other=0.0).to(tl.float32)
-        value = tl.where(finite(e), value, 0.0)
-    value += tl.load(gradient + index, mask=mask, other=0.0)
-    tl.store(gradient + index, value, mask=mask)
+def _base(gradient, estimates, actuals, index, mask, a, r, BASE: tl.constexpr):
+    """What this resolution's gradient is added to: what is there, nothing, or the waveform's."""
+    if BASE == "added":
+        return tl.load(gradient + index, mask=mask)
+    elif BASE == "zero":
+        return tl.zeros(index.shape, tl.float32)
+    else:
+        e = tl.load(estimates + index, mask=mask).to(tl.float32)
+        d = e - tl.load(actuals + index, mask=mask).to(tl.float32)
+        return tl.where(d > 0, a, tl.where(d < 0, -a, 0 * a)) + r * e
+
+
+@triton.jit
+def _unless_unknown(value, estimates, index, mask, dirty):
+    """The gradient of a sample, 0 where the estimate is not finite."""
+    e = tl.load(estimates + index, mask=mask & dirty, other=0.0).to(tl.float32)
+    return tl.where(finite(e), value, 0.0)
 
 
 @jit
@@ -621,7 +611,9 @@ def stft_gradient_kernel(
     edges,
     partials,
     coefficients,
+    waveform_coefficients,
     estimates,
+    actuals,
     window,
     p_twiddles,
     borders,
@@ -638,13 +630,16 @@ def stft_gradient_kernel(
     read_stretches,
     estimate_batch,
     estimate_channel,
+    actual_batch,
+    actual_channel,
     HOP: tl.constexpr,
     RADICES: tl.constexpr,
     SIGNALS: tl.constexpr,
+    BASE: tl.constexpr,  # "added", "zero" or "waveform"
     LEVEL: tl.constexpr,
     SANITIZE: tl.constexpr,
 ):
-    """Add ``span`` times two hops of one signal's gradient, and the rest of it in the last stretch.
+    """``span`` times two hops of one signal's gradient, and the rest of it in the last stretch.
 
     RADICES are the forward's, used here in reverse: bins come in as the chunks that they left.
     """
@@ -667,6 +662,11 @@ def stft_gradient_kernel(
     a_re = tl.load(coefficients + row).to(tl.float32) / 4
     a_im = tl.load(coefficients + batch + row).to(tl.float32) / 4
     half_r = tl.load(coefficients + 2 * batch + row).to(tl.float32) / 2
+    wave_a, wave_r = 0.0, 0.0
+    if BASE == "waveform":
+        actuals += row * actual_batch + channel * actual_channel
+        wave_a = tl.load(waveform_coefficients + row).to(tl.float32)
+        wave_r = tl.load(waveform_coefficients + 2 * batch + row).to(tl.float32)
     first = stretch * span
     stop = first + span
     if stretch == stretches - 1:
@@ -707,44 +707,51 @@ def stft_gradient_kernel(
         if i >= first:
             start = i * (2 * HOP) - N // 2
             inside = (start >= 0) & (start + 2 * HOP <= length) & ~dirty
+            done = ()
             for j in tl.static_range(2 * SHIFT):
-                done = out[j]
-                p = start + j * CHUNK + lane
+                y = out[j]
                 if LEVEL:
+                    p = start + j * CHUNK + lane
                     at = j % SHIFT * CHUNK + lane
-                    done += (half_r * N) * _level(
-                        estimates,
-                        window,
-                        length,
-                        frames,
-                        p,
-                        2 * i + j // SHIFT,
-                        at,
-                        N,
-                        HOP,
-                        SANITIZE,
-                    )
-                if inside:
-                    here = gradient + start + j * CHUNK + lane
-                    tl.store(here, tl.load(here) + done)
-                else:
-                    _add(gradient, estimates, p, done, (p >= 0) & (p < length), dirty, SANITIZE)
+                    hop = 2 * i + j // SHIFT
+                    level = _level(estimates, window, length, frames, p, hop, at, N, HOP, SANITIZE)
+                    y += (half_r * N) * level
+                done += (y,)
+            if inside:
+                # All loads before the stores, to wait for memory once.
+                total = ()
+                for j in tl.static_range(2 * SHIFT):
+                    p = start + j * CHUNK + lane
+                    base = _base(gradient, estimates, actuals, p, None, wave_a, wave_r, BASE)
+                    total += (done[j] + base,)
+                for j in tl.static_range(2 * SHIFT):
+                    tl.store(gradient + start + j * CHUNK + lane, total[j])
+            else:
+                for j in tl.static_range(2 * SHIFT):
+                    p = start + j * CHUNK + lane
+                    mask = (p >= 0) & (p < length)
+                    known = done[j]
+                    if SANITIZE:
+                        known = _unless_unknown(known, estimates, p, mask, dirty)
+                    known += _base(gradient, estimates, actuals, p, mask, wave_a, wave_r, BASE)
+                    tl.store(gradient + p, known, mask=mask)
                     border = tl.where(p < 0, -1 - p, N // 2 + p - length)
                     outside = (p < 0) | ((p >= length) & (p < length + N // 2))
-                    tl.store(borders + border, done, mask=outside)
+                    tl.store(borders + border, done[j], mask=outside)
 
     # Fold the borders: position -1 - b shows sample 1 + b, position L + b sample L - 2 - b. The
     # barriers are for what other threads of this program have stored.
-    if stretch == 0:
-        tl.debug_barrier()
-        for b in range(0, N // 2, CHUNK):
-            y = tl.load(borders + b + lane)
-            _add(gradient, estimates, 1 + b + lane, y, lane >= 0, dirty, SANITIZE)
-    if stretch == stretches - 1:
-        tl.debug_barrier()
-        for b in range(0, N // 2, CHUNK):
-            y = tl.load(borders + N // 2 + b + lane)
-            _add(gradient, estimates, length - 2 - b - lane, y, lane >= 0, dirty, SANITIZE)
+    for side in tl.static_range(2):
+        if stretch == side * (stretches - 1):
+            tl.debug_barrier()
+            for b in range(0, N // 2, CHUNK):
+                y = tl.load(borders + side * (N // 2) + b + lane)
+                p = 1 + b + lane
+                if side == 1:
+                    p = length - 1 - p
+                if SANITIZE:
+                    y = _unless_unknown(y, estimates, p, p >= 0, dirty)
+                tl.store(gradient + p, tl.load(gradient + p) + y)
 
 
 def supports(res: Resolution, dtype: torch.dtype) -> bool:
@@ -756,16 +763,20 @@ def supports(res: Resolution, dtype: torch.dtype) -> bool:
     return res.n_fft % hop == 0 and hop % chunk == 0 and 2 * hop <= res.n_fft
 
 
-def _strides(name: str, x: Tensor) -> dict[str, int]:
-    return {f"{name}_batch": x.stride(0), f"{name}_channel": x.stride(1)}
+class Base(NamedTuple):
+    """The waveform's gradient, a sign(e - t) + r e, to be written with a resolution's added."""
+
+    actuals: Tensor
+    coefficients: Tensor | None  # [3, B]: a, unused, r; None where there is no waveform term
 
 
-def _launch(kernel: Any, programs: int, threads: int, **arguments: Any) -> None:
+def _launch(kernel: Any, programs: int, res: Resolution, **arguments: Any) -> None:
     if isinstance(kernel, triton.JITFunction):
         target = driver.active.get_current_target()
         if target.backend == "cuda" and target.arch < 100:
-            arguments["maxnreg"] = REGISTERS
-    launch(kernel, programs, threads, **arguments)
+            long_hops = 2 * res.hop_length == res.n_fft
+            arguments["maxnreg"] = REGISTERS_OF_LONG_HOPS if long_hops else REGISTERS
+    launch(kernel, programs, SPLITS[res.n_fft].threads, **arguments)
 
 
 def forward_spans(res: Resolution, signals: int, frames: int) -> tuple[int, int, int]:
@@ -797,7 +808,7 @@ def stft_statistics(
     batch, channels, length = estimates.shape
     device, signals, frames = estimates.device, batch * channels, res.frames(length)
     kinds = 1 if term.pure_l1 else 2
-    radices, threads = SPLITS[res.n_fft]
+    radices = SPLITS[res.n_fft].radices
     pairs, span, stretches = forward_spans(res, kinds * signals, frames)
     partials = new_partials(estimates, signals, stretches * kinds, torch.float32)
     signs = edges = None
@@ -808,11 +819,11 @@ def stft_statistics(
             edges = torch.empty(signals, frames, 2, dtype=torch.float32, device=device)
 
     window = res.window(torch.float32, device)
-    strides = {**_strides("estimate", estimates), **_strides("actual", actuals)}
+    starts = {**strides("estimate", estimates), **strides("actual", actuals)}
     _launch(
         stft_statistics_kernel,
         signals * stretches * kinds,
-        threads,
+        res,
         estimates=estimates,
         actuals=actuals,
         window=window,
@@ -825,7 +836,7 @@ def stft_statistics(
         pairs=pairs,
         span=span,
         stretches=stretches,
-        **strides,
+        **starts,
         HOP=res.hop_length,
         RADICES=radices,
         SIGNALS=kinds,
@@ -836,7 +847,7 @@ def stft_statistics(
         _launch(
             stft_level_kernel,
             signals * stretches * kinds,
-            threads,
+            res,
             estimates=estimates,
             actuals=actuals,
             window=window,
@@ -847,7 +858,7 @@ def stft_statistics(
             frames=frames,
             span=span,
             stretches=stretches,
-            **strides,
+            **starts,
             N=res.n_fft,
             HOP=res.hop_length,
             SAVE=save,
@@ -865,27 +876,35 @@ def stft_gradient(
     term: Objective,
     sanitize: bool,
     gradient: Tensor,
+    base: Base | None = None,
 ) -> None:
     """Add the adjoint STFT of a_re sign Re D + i a_im sign Im D, and r dQ_est/2de, to ``gradient``.
 
-    ``coefficients`` is [3, B]: a_re, a_im, r. ``gradient`` is [B, C, L], contiguous float32.
+    ``coefficients`` is [3, B]: a_re, a_im, r. ``gradient`` is [B, C, L], contiguous float32. With a
+    ``base`` it is written: what is there is not read.
     """
     signs, edges, partials = saved
     batch, channels, length = estimates.shape
     signals, frames = batch * channels, res.frames(length)
-    radices, threads = SPLITS[res.n_fft]
+    radices = SPLITS[res.n_fft].radices
     kinds = 1 if term.pure_l1 else 2
     pairs, read_span, read_stretches = forward_spans(res, kinds * signals, frames)
+    actuals = estimates if base is None else base.actuals
+    kind = "added"
+    if base is not None:
+        kind = "zero" if base.coefficients is None else "waveform"
     steps, span, stretches = backward_spans(res, signals, length)
     _launch(
         stft_gradient_kernel,
         signals * stretches,
-        threads,
+        res,
         signs=signs,
         edges=edges,
         partials=partials,
         coefficients=coefficients,
+        waveform_coefficients=None if base is None else base.coefficients,
         estimates=estimates,
+        actuals=actuals,
         window=res.window(torch.float32, gradient.device),
         p_twiddles=twiddles(res.n_fft, gradient.device),
         borders=gradient.new_empty(signals, res.n_fft),
@@ -900,10 +919,12 @@ def stft_gradient(
         stretches=stretches,
         read_span=read_span,
         read_stretches=read_stretches,
-        **_strides("estimate", estimates),
+        **strides("estimate", estimates),
+        **strides("actual", actuals),
         HOP=res.hop_length,
         RADICES=radices,
         SIGNALS=kinds,
+        BASE=kind,
         LEVEL=has_level(term),
         SANITIZE=sanitize,
     )

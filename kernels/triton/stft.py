@@ -1,4 +1,4 @@
-"""Which route computes an STFT resolution; all have the two ops of ``offchip.py``.
+"""Which route computes an STFT resolution: on-chip where that is possible, else through torch.fft.
 
 A route is a module with ``stft_statistics``, ``stft_gradient`` and ``SAVED``, the number of tensors
 that the one saves for the other. Waveforms reach it with neighbouring samples (last stride 1), and
@@ -12,9 +12,9 @@ from types import ModuleType
 import torch
 
 from ..plan import Resolution
-from . import offchip
+from . import offchip, onchip
 
 
 def stft_route(res: Resolution, dtype: torch.dtype) -> ModuleType:
     """The module for a resolution that is computed in ``dtype``."""
-    return offchip
+    return onchip if onchip.supports(res, dtype) else offchip

@@ -34,6 +34,7 @@ from .common import (
     signed,
     split,
     store_partials,
+    strides,
 )
 
 
@@ -190,10 +191,8 @@ def waveform_statistics(
         actuals=actuals,
         partials=partials,
         signs=signs,
-        estimate_batch=estimates.stride(0),
-        estimate_channel=estimates.stride(1),
-        actual_batch=actuals.stride(0),
-        actual_channel=actuals.stride(1),
+        **strides("estimate", estimates),
+        **strides("actual", actuals),
         channels=channels,
         length=length,
         blocks=blocks,
@@ -233,10 +232,8 @@ def waveform_gradient(
         estimates=estimates,
         actuals=actuals,
         coefficients=coefficients,
-        estimate_batch=estimates.stride(0),
-        estimate_channel=estimates.stride(1),
-        actual_batch=actuals.stride(0),
-        actual_channel=actuals.stride(1),
+        **strides("estimate", estimates),
+        **strides("actual", actuals),
         batch=batch,
         channels=channels,
         length=length,

@@ -57,6 +57,22 @@ def signals(
     return e.to(device, dtype), (level * t).to(device, dtype)
 
 
+def layouts(x: Tensor) -> dict[str, Tensor]:
+    """The same [B, C, L] as it may come from models and data loaders."""
+    batch, channels, length = x.shape
+    wide = x.new_full((batch, 2 * channels, length + 7), float("nan"))
+    wide[:, ::2, 3 : 3 + length] = x
+    return {
+        "sliced": wide[:, ::2, 3 : 3 + length],
+        "channels last": x.mT.contiguous().mT,
+        "every other sample": x.repeat_interleave(2, dim=-1)[..., ::2],
+        "rows apart": x.transpose(0, 1).contiguous().transpose(0, 1),
+        "expanded": x[:, :1].expand(-1, channels, -1),
+        "one row for all": x[:1].expand(batch, -1, -1),
+        "constant": x[..., :1].expand(-1, -1, length),
+    }
+
+
 def incoming(plan: Plan, batch: int, device: Any) -> Tensor:
     """A gradient for the loss that is no row's like another's."""
     g = torch.linspace(-1.5, 1.1, batch, dtype=torch.float64, device=device)

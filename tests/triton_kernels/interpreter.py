@@ -1,4 +1,4 @@
-"""Triton's interpreter, where there is no GPU, and two repairs of it (as of 3.6).
+"""Triton's interpreter, where there is no GPU, and three repairs of it (as of 3.6 and 3.9).
 
 To be imported before Triton is.
 """
@@ -24,6 +24,14 @@ def repair() -> None:
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
 
+    # A comparison of scalars is broadcast as integers, which a mask may no longer be (3.9).
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def splat_as_it_is(self: Any, *args: Any) -> Any:
+        out = splat(self, *args)
+        out.data = out.data.astype(args[-1].data.dtype)
+        return out
+
     # Replacing triton.language at every call of every function takes half of the time. Once is
     # enough in a process that only interprets.
     patch_language = interpreter._patch_lang
@@ -38,3 +46,4 @@ def repair() -> None:
 
     interpreter._patch_lang_tensor = patch_tensor_and_index
     interpreter._patch_lang = patch_language_once
+    interpreter.InterpreterBuilder.create_splat = splat_as_it_is

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import weakref
 from typing import Any
 
@@ -18,6 +17,7 @@ from checks import (
     WAVEFORM,
     check,
     launches,
+    layouts,
     run,
     signals,
 )
@@ -26,13 +26,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Plan, Resolution
-from torch_l1snr_fast.kernels.triton import offchip
+from torch_l1snr_fast.kernels.triton import fft, offchip, stft
 from torch_l1snr_fast.kernels.triton.objective import settings
 
 import torch_l1snr_fast as package
 
 HALF = (torch.bfloat16, torch.float16)
 DEFAULT = MULTI._replace(resolutions=tuple(Resolution(n, n // 4, n) for n in (512, 1024, 2048)))
+
+
+@pytest.fixture
+def as_chosen(off_chip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The route that a user gets."""
+    monkeypatch.setattr(kernels, "stft_route", stft.stft_route)
 
 
 @pytest.fixture(autouse=True)
@@ -81,22 +87,6 @@ def test_mixed_dtypes(dtypes: tuple[torch.dtype, torch.dtype], small, device: to
 
 
 # Layouts
-
-
-def layouts(x: Tensor) -> dict[str, Tensor]:
-    """The same [B, C, L] as it may come from models and data loaders."""
-    batch, channels, length = x.shape
-    wide = x.new_full((batch, 2 * channels, length + 7), float("nan"))
-    wide[:, ::2, 3 : 3 + length] = x
-    return {
-        "sliced": wide[:, ::2, 3 : 3 + length],
-        "channels last": x.mT.contiguous().mT,
-        "every other sample": x.repeat_interleave(2, dim=-1)[..., ::2],
-        "rows apart": x.transpose(0, 1).contiguous().transpose(0, 1),
-        "expanded": x[:, :1].expand(-1, channels, -1),
-        "one row for all": x[:1].expand(batch, -1, -1),
-        "constant": x[..., :1].expand(-1, -1, length),
-    }
 
 
 @pytest.mark.parametrize("name", layouts(torch.ones(2, 2, 3)))
@@ -167,6 +157,7 @@ def launched(plan: Plan, dtype: torch.dtype = torch.float32) -> tuple[list[str],
     settings(plan, e.device)
     for res in plan.resolutions:
         res.window(torch.float32, e.device)
+        fft.twiddles(res.n_fft, e.device)
     with launches() as forward:
         found = kernels.statistics(plan, e, t, save=True)
         value = kernels.objective(plan, found.partials, 2, 4801, torch.float32)
@@ -182,6 +173,15 @@ def test_launches_of_the_default_loss():
     assert forward == ["waveform_statistics_kernel", *3 * spectrum, "objective_kernel"]
     spectrum = ["spectrum_gradient_kernel", "_fft_c2c", "overlap_add_kernel"]
     assert backward == ["waveform_gradient_kernel", *3 * spectrum]
+
+
+@pytest.mark.usefixtures("as_chosen")
+def test_launches_of_the_default_loss_on_chip():
+    """The gradient of the waveform term is computed with that of the first resolution."""
+    forward, backward = launched(DEFAULT)
+    spectra = 3 * ["stft_statistics_kernel"]
+    assert forward == ["waveform_statistics_kernel", *spectra, "objective_kernel"]
+    assert backward == 3 * ["stft_gradient_kernel"]
 
 
 @pytest.mark.parametrize("term", [WAVEFORM, LEVEL, ENERGY, PURE])
@@ -229,6 +229,7 @@ def peaks(plan: Plan, *shape: int) -> tuple[float, float, float]:
     settings(plan, torch.device("cpu"))
     for res in plan.resolutions:
         res.window(torch.float32, torch.device("cpu"))
+        fft.twiddles(res.n_fft, torch.device("cpu"))
     with launches(), FakeTensorMode(allow_non_fake_inputs=True):
         e, t = torch.empty(shape), torch.empty(shape)
         with Memory() as forward:
@@ -251,6 +252,15 @@ def test_memory_of_the_default_loss():
     assert max(forward - saved, backward) * 4 * 2e8 < 1.1 * 2**29
 
 
+@pytest.mark.usefixtures("as_chosen")
+def test_memory_of_the_default_loss_on_chip():
+    """Signs and sums, and n_fft floats a signal for the borders."""
+    forward, backward, saved = peaks(DEFAULT, 4, 8, 485100)
+    assert saved < 0.8
+    assert forward < 0.8
+    assert backward + saved < 0.8
+
+
 def test_memory_in_the_waveform_domain():
     for term in (WAVEFORM, LEVEL, PURE):
         forward, backward, saved = peaks(Plan(term, None), 4, 8, 485100)
@@ -262,26 +272,8 @@ def test_memory_in_the_waveform_domain():
 # More than 2^31 elements
 
 
-@pytest.fixture
-def in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter writes whole storages back, though on a CPU it works in them."""
-    if INTERPRETED:
-        from triton.runtime.interpreter import GridExecutor
-
-        monkeypatch.setattr(GridExecutor, "_restore_args_dev", lambda *args: None)
-
-
-@pytest.mark.usefixtures("in_place")
-def test_rows_further_apart_than_32_bits(small, device: torch.device):
-    e, t = signals(2, 1, 45, dtype=torch.float16, device=device)
-    apart = 2**31 + 5
-    if device.type == "cpu":  # pages that are never touched take no memory
-        memory = torch.frombuffer(mmap.mmap(-1, 2 * (apart + 512)), dtype=torch.float16)
-    else:
-        memory = torch.empty(apart + 512, dtype=torch.float16, device=device)
-    far_e, far_t = (memory[i:].as_strided(e.shape, (apart, 45, 1)) for i in (0, 256))
-    far_e.copy_(e)
-    far_t.copy_(t)
-    got, want = run(kernels, MULTI, far_e, far_t), run(kernels, MULTI, e, t)
+def test_rows_further_apart_than_32_bits(small, apart, device: torch.device):
+    e, t = signals(3, 1, 45, dtype=torch.float16, device=device)
+    got, want = run(kernels, MULTI, *apart(e, t)), run(kernels, MULTI, e, t)
     assert torch.equal(got.evaluation.loss, want.evaluation.loss)
     assert torch.equal(got.gradient, want.gradient)

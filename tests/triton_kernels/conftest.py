@@ -1,0 +1,68 @@
+"""The Triton backend on a GPU where there is one, in Triton's interpreter otherwise."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterator
+
+import interpreter
+import numpy as np
+import pytest
+import torch
+from checks import INTERPRETED
+from torch import Tensor
+from torch_l1snr_fast.kernels.triton import common
+
+if INTERPRETED:
+    interpreter.repair()
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture(autouse=True)
+def runnable(device: torch.device) -> Iterator[None]:
+    if device.type == "cpu" and not INTERPRETED:
+        pytest.fail(
+            "Triton was imported before it could be told to interpret; set TRITON_INTERPRET=1"
+        )
+    # The interpreter computes with NumPy; results are checked, not signals.
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture
+def apart(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Tensor]]:
+    """Copies of [3, C, L] whose rows are so far apart that twice the stride exceeds 32 bits."""
+    stride = 2**30 + 5
+    if INTERPRETED:
+        from triton.runtime.interpreter import GridExecutor
+
+        # The interpreter writes whole storages back, though on a CPU it works in them.
+        monkeypatch.setattr(GridExecutor, "_restore_args_dev", lambda *args: None)
+
+    def copies(*tensors: Tensor) -> list[Tensor]:
+        size = 2 * stride + 512 * len(tensors)
+        if device.type == "cpu":  # pages that are never touched take no memory
+            memory = torch.frombuffer(mmap.mmap(-1, 2 * size), dtype=torch.float16)
+        else:
+            memory = torch.empty(size, dtype=torch.float16, device=device)
+        far = [
+            memory[512 * i :].as_strided(x.shape, (stride, *x.stride()[1:]))
+            for i, x in enumerate(tensors)
+        ]
+        for there, x in zip(far, tensors, strict=True):
+            there.copy_(x)
+        return far
+
+    return copies
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> common.Config:
+    """Sizes with which little data crosses every boundary: blocks of 256 elements, few programs."""
+    config = common.Config(lanes=16, programs=6, longest=1024, transient=1 << 30, sums=4)
+    monkeypatch.setattr(common, "CONFIG", config)
+    return config
