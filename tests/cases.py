@@ -41,6 +41,91 @@ SMALL = {
 }
 LENGTH = 301  # prime-ish: the last frames of SMALL end at different samples
 
+# What the losses are compared with torch-l1-snr for, by kind.
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "L1SNRLoss": [
+        {},
+        {"eps": 1e-6, "weight": 2.5},
+        {"l1_weight": 0.3},
+        {"l1_weight": 0.3, "ref_level": 0.2, "eps": 1e-2},
+        {"l1_weight": 1.0, "weight": 0.5},
+        {"l1_weight": 1e-9},
+        {"l1_weight": 1.0 - 1e-9},
+        {"grad_scale": 0.1},
+        {"eps": 0.0},
+        {"weight": 0.0},
+        {"weight": 2, "l1_weight": 1},
+    ],
+    "L2SNRLoss": [
+        {},
+        {"eps": 1e-3, "weight": 2.5},
+        {"tau": 0.0},
+        {"tau": 0.5, "grad_scale": 3.0},
+    ],
+    "L1SNRDBLoss": [
+        {},
+        {"use_regularization": False},
+        {"l1snr_eps": 1e-6, "dbrms_eps": 1e-3, "weight": 2.5},
+        {"lambda0": 0.0, "delta_lambda": 3.3},
+        {"lambda0": 2.0, "delta_lambda": 0.0},
+        {"lmin": -10.0},
+        {"lmin": -200.0},
+        {"l1_weight": 0.3, "ref_level": 0.01},
+        {"l1_weight": 0.7, "use_regularization": False, "l1snr_eps": 1e-2},
+        {"l1_weight": 1.0},
+        {"l1_weight": 1.0 - 1e-9, "reg_coef": 1e3},
+        {"reg_coef": 0.2, "grad_scale": 0.01},
+    ],
+    "STFTL1SNRDBLoss": [
+        {},
+        {"use_regularization": True},
+        {"use_regularization": True, "spec_reg_coef": 2.0, "lambda0": 0.5, "delta_lambda": 1.7},
+        {"use_regularization": True, "l1_weight": 0.4, "dbrms_eps": 1e-4, "lmin": -20.0},
+        {"l1_weight": 0.3, "ref_level": 0.2},
+        {"l1_weight": 0.3, "spec_ref_level": 0.2, "weight": 0.7},
+        {"l1_weight": 1.0, "use_regularization": True},
+        {"l1snr_eps": 1e-6, "check_finite": False, "grad_scale": 0.1},
+        {"window_fn": "hamming"},
+        {"window_fn": "blackman", "use_regularization": True},
+        {"window_fn": "bartlett"},
+        {"window_fn": "kaiser"},
+        {"n_ffts": (37,), "hop_lengths": (11,), "win_lengths": (31,), "use_regularization": True},
+        {"n_ffts": [24], "hop_lengths": [50], "win_lengths": [24], "use_regularization": True},
+        {"n_ffts": [2, 3, 1], "hop_lengths": [1, 2, 1], "win_lengths": [2, 3, 1]},
+        {"n_ffts": [64] * 2, "hop_lengths": [16] * 2, "win_lengths": [64] * 2},
+    ],
+    "MultiL1SNRDBLoss": [
+        {},
+        {"use_spec_regularization": True},
+        {"use_time_regularization": False, "spec_weight": 0.2, "weight": 2.5},
+        {"spec_weight": 0.0},
+        {"spec_weight": 1.0, "use_spec_regularization": True, "spec_reg_coef": 1.5},
+        {
+            "l1_weight": 0.4,
+            "ref_level": 0.1,
+            "spec_ref_level": 0.07,
+            "use_spec_regularization": True,
+        },
+        {"l1_weight": 1.0},
+        {"lambda0": 0.3, "delta_lambda": 0.1, "lmin": -30.0, "dbrms_eps": 1e-5, "l1snr_eps": 1e-2},
+        {
+            "time_loss_params": {"lambda0": 0.7, "weight": 3.0},
+            "spec_loss_params": {"l1_weight": 0.5},
+        },
+        {"time_loss_params": {"l1_weight": 1.0}, "spec_loss_params": {"weight": 0.25}},
+        {
+            "time_loss_params": {},
+            "spec_loss_params": {"n_ffts": [40], "win_lengths": [40], "hop_lengths": [9]},
+        },
+        {"grad_scale": 0.1, "check_finite": False, "window_fn": "hamming"},
+        {
+            "time_loss_params": {"grad_scale": 0.5},
+            "spec_loss_params": {"grad_scale": 4.0},
+            "grad_scale": 0.3,
+        },
+    ],
+}
+
 
 def settings_of(kind: str, **settings: Any) -> dict[str, Any]:
     """Settings with small transforms where the loss has any."""
@@ -67,6 +152,25 @@ def signals(
     t = t * level
     e = t + error * spread * level * noise
     return e.to(dtype), t.to(dtype)
+
+
+BAD = {
+    "nan estimate": (torch.nan, "e"),
+    "inf estimate": (torch.inf, "e"),
+    "-inf estimate": (-torch.inf, "e"),
+    "nan target": (torch.nan, "t"),
+    "inf target": (torch.inf, "t"),
+    "nan in both": (torch.nan, "et"),
+}
+
+
+def spoiled(bad: tuple[float, str], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Two rows, of which the first has bad samples, one of them at the border."""
+    e, t = signals(2, 2, LENGTH, dtype=dtype)
+    for x, side in ((e, "e"), (t, "t")):
+        if side in bad[1]:
+            x[0, 1, 100] = x[0, 0, 0] = bad[0]
+    return e, t
 
 
 def incoming(value: Tensor, seed: int = 5) -> Tensor:
@@ -111,6 +215,15 @@ def crest(x: np.ndarray) -> float:
     mean = flat.mean(1)
     rms = np.sqrt((flat**2).mean(1))
     return float((rms[mean > 0] / mean[mean > 0]).max(initial=1.0))
+
+
+def without_grad_scale(options: dict[str, Any]) -> dict[str, Any]:
+    """The oracle's settings: it knows no gradients."""
+    options = {k: v for k, v in options.items() if k not in ("grad_scale", "check_finite")}
+    for name in ("time_loss_params", "spec_loss_params"):
+        if name in options:
+            options[name] = {k: v for k, v in options[name].items() if k != "grad_scale"}
+    return options
 
 
 def float32_bound(kind: str, e: Tensor, t: Tensor, **settings: Any) -> float:

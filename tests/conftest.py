@@ -47,6 +47,7 @@ def poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.module.__name__ == "test_compile":
         yield
         return
-    torch.use_deterministic_algorithms(True)
+    # Warning only, because some of the reference's operators have no such algorithm on a GPU.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

@@ -537,7 +537,7 @@ EXAMPLES = Path(__file__).parent / "data" / "early_readme.md"
 
 
 def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
 
 
 def examples() -> list[str]:

@@ -15,7 +15,7 @@ from torch_l1snr_fast import __main__ as report
 
 def test_runs_as_a_module():
     command = [sys.executable, "-m", "torch_l1snr_fast"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stdout + result.stderr
     assert package.__version__ in result.stdout
     assert torch.__version__ in result.stdout

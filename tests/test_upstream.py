@@ -8,103 +8,30 @@ two spectra has wrong signs in small bins; the bound on values is derived in cas
 from __future__ import annotations
 
 import random
-import re
 from typing import Any
 
 import cases
 import oracle
 import pytest
 import torch
-from cases import KINDS, SPECTRAL, WAVEFORM, build, signals, upstream, value_and_grad
+from cases import (
+    BAD,
+    KINDS,
+    OPTIONS,
+    SPECTRAL,
+    WAVEFORM,
+    build,
+    signals,
+    spoiled,
+    upstream,
+    value_and_grad,
+)
 from torch import Tensor, nn
 
 import torch_l1snr_fast as package
 
 pytestmark = cases.needs_upstream
 
-OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "L1SNRLoss": [
-        {},
-        {"eps": 1e-6, "weight": 2.5},
-        {"l1_weight": 0.3},
-        {"l1_weight": 0.3, "ref_level": 0.2, "eps": 1e-2},
-        {"l1_weight": 1.0, "weight": 0.5},
-        {"l1_weight": 1e-9},
-        {"l1_weight": 1.0 - 1e-9},
-        {"grad_scale": 0.1},
-        {"eps": 0.0},
-        {"weight": 0.0},
-        {"weight": 2, "l1_weight": 1},
-    ],
-    "L2SNRLoss": [
-        {},
-        {"eps": 1e-3, "weight": 2.5},
-        {"tau": 0.0},
-        {"tau": 0.5, "grad_scale": 3.0},
-    ],
-    "L1SNRDBLoss": [
-        {},
-        {"use_regularization": False},
-        {"l1snr_eps": 1e-6, "dbrms_eps": 1e-3, "weight": 2.5},
-        {"lambda0": 0.0, "delta_lambda": 3.3},
-        {"lambda0": 2.0, "delta_lambda": 0.0},
-        {"lmin": -10.0},
-        {"lmin": -200.0},
-        {"l1_weight": 0.3, "ref_level": 0.01},
-        {"l1_weight": 0.7, "use_regularization": False, "l1snr_eps": 1e-2},
-        {"l1_weight": 1.0},
-        {"l1_weight": 1.0 - 1e-9, "reg_coef": 1e3},
-        {"reg_coef": 0.2, "grad_scale": 0.01},
-    ],
-    "STFTL1SNRDBLoss": [
-        {},
-        {"use_regularization": True},
-        {"use_regularization": True, "spec_reg_coef": 2.0, "lambda0": 0.5, "delta_lambda": 1.7},
-        {"use_regularization": True, "l1_weight": 0.4, "dbrms_eps": 1e-4, "lmin": -20.0},
-        {"l1_weight": 0.3, "ref_level": 0.2},
-        {"l1_weight": 0.3, "spec_ref_level": 0.2, "weight": 0.7},
-        {"l1_weight": 1.0, "use_regularization": True},
-        {"l1snr_eps": 1e-6, "check_finite": False, "grad_scale": 0.1},
-        {"window_fn": "hamming"},
-        {"window_fn": "blackman", "use_regularization": True},
-        {"window_fn": "bartlett"},
-        {"window_fn": "kaiser"},
-        {"n_ffts": (37,), "hop_lengths": (11,), "win_lengths": (31,), "use_regularization": True},
-        {"n_ffts": [24], "hop_lengths": [50], "win_lengths": [24], "use_regularization": True},
-        {"n_ffts": [2, 3, 1], "hop_lengths": [1, 2, 1], "win_lengths": [2, 3, 1]},
-        {"n_ffts": [64] * 2, "hop_lengths": [16] * 2, "win_lengths": [64] * 2},
-    ],
-    "MultiL1SNRDBLoss": [
-        {},
-        {"use_spec_regularization": True},
-        {"use_time_regularization": False, "spec_weight": 0.2, "weight": 2.5},
-        {"spec_weight": 0.0},
-        {"spec_weight": 1.0, "use_spec_regularization": True, "spec_reg_coef": 1.5},
-        {
-            "l1_weight": 0.4,
-            "ref_level": 0.1,
-            "spec_ref_level": 0.07,
-            "use_spec_regularization": True,
-        },
-        {"l1_weight": 1.0},
-        {"lambda0": 0.3, "delta_lambda": 0.1, "lmin": -30.0, "dbrms_eps": 1e-5, "l1snr_eps": 1e-2},
-        {
-            "time_loss_params": {"lambda0": 0.7, "weight": 3.0},
-            "spec_loss_params": {"l1_weight": 0.5},
-        },
-        {"time_loss_params": {"l1_weight": 1.0}, "spec_loss_params": {"weight": 0.25}},
-        {
-            "time_loss_params": {},
-            "spec_loss_params": {"n_ffts": [40], "win_lengths": [40], "hop_lengths": [9]},
-        },
-        {"grad_scale": 0.1, "check_finite": False, "window_fn": "hamming"},
-        {
-            "time_loss_params": {"grad_scale": 0.5},
-            "spec_loss_params": {"grad_scale": 4.0},
-            "grad_scale": 0.3,
-        },
-    ],
-}
 SHAPES = {"BT": (3, cases.LENGTH), "BCT": (2, 2, cases.LENGTH), "BSCT": (2, 3, 2, cases.LENGTH)}
 
 
@@ -143,26 +70,17 @@ def test_float32(kind: str, options: dict[str, Any]):
     value, gradient = value_and_grad(ours, e, t)
     assert value.dtype == gradient.dtype == torch.float32
     want, want_gradient = value_and_grad(theirs, e.double(), t.double())
-    bound = cases.float32_bound(kind, e, t, **without_grad_scale(options))
+    bound = cases.float32_bound(kind, e, t, **cases.without_grad_scale(options))
     assert bound < 2e-4 * max(1.0, float(want.abs()) / 10) * options.get("reg_coef", 1.0)
     cases.assert_close(value, want, bound)
     cases.assert_gradient(gradient, want_gradient, 1e-3)
-
-
-def without_grad_scale(options: dict[str, Any]) -> dict[str, Any]:
-    """The oracle's settings: it knows no gradients."""
-    options = {k: v for k, v in options.items() if k not in ("grad_scale", "check_finite")}
-    for name in ("time_loss_params", "spec_loss_params"):
-        if name in options:
-            options[name] = {k: v for k, v in options[name].items() if k != "grad_scale"}
-    return options
 
 
 @pytest.mark.parametrize(("kind", "options"), EVERY_OPTION)
 def test_upstream_agrees_with_the_oracle(kind: str, options: dict[str, Any]):
     """Both oracles say the same, so that neither is trusted alone."""
     e, t = signals(2, 2, cases.LENGTH)
-    rows, _ = cases.expected(kind, e, t, **without_grad_scale(options))
+    rows, _ = cases.expected(kind, e, t, **cases.without_grad_scale(options))
     cases.assert_close(build(kind, upstream, **options)(e, t), rows.mean(), 1e-10)
 
 
@@ -337,14 +255,6 @@ def test_edges_in_float32(kind: str, edge: Any):
     cases.assert_gradient(gradient, want_gradient, 1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_equal_signals_have_zero_gradient(kind: str):
-    """|x| has gradient 0 at 0, exactly: silence and padding make that common."""
-    _, t = signals(2, 2, cases.LENGTH)
-    _, gradient = value_and_grad(build(kind), t, t)
-    assert not gradient.any()
-
-
 @pytest.mark.parametrize("kind", WAVEFORM)
 @pytest.mark.parametrize("length", [1, 2])
 def test_shortest_waveforms(kind: str, length: int):
@@ -401,35 +311,6 @@ def test_short_audio(kind: str, options: dict[str, Any], short: tuple[int, int, 
         cases.assert_gradient(got[1], want[1], 1e-8)
 
 
-@pytest.mark.parametrize(
-    ("length", "options", "cause"),
-    [
-        (30, {"min_audio_length": 31}, r"length 30 .*min_audio_length \(31\)"),
-        (
-            30,
-            {"n_ffts": [64, 128, 256], "win_lengths": [64, 128, 256]},
-            r"length 30 .*\[64, 128, 256\]",
-        ),
-        (40, {"n_ffts": [64, 96, 32], "win_lengths": [64, 96, 32]}, r"length 40 .*\[96\]"),
-        (40, {"hop_lengths": [41, 16, 8]}, r"length 40 .*\[64\]"),
-    ],
-    ids=["min_audio_length", "none fits", "dropped by n_fft", "dropped by hop"],
-)
-@pytest.mark.parametrize("kind", SPECTRAL)
-def test_warning_names_the_cause_and_the_caller(
-    kind: str, length: int, options: dict[str, Any], cause: str
-):
-    options = {"min_audio_length": 10} | options
-    loss = build(kind, **options)
-    with cases.recorded() as caught:
-        loss(*signals(1, length))
-    (warning,) = caught
-    assert warning.category is RuntimeWarning
-    assert warning.filename == __file__, "the warning points into the library"
-    with pytest.warns(RuntimeWarning, match=cause):
-        build(kind, **options)(*signals(1, length))
-
-
 def test_each_cause_warns_once_and_each_instance_anew():
     """Dropping, falling back and repairing are separate warnings of one instance."""
     for module in (package, upstream):
@@ -446,37 +327,6 @@ def test_each_cause_warns_once_and_each_instance_anew():
 
 
 # Non-finite input
-
-
-@pytest.mark.parametrize("kind", SPECTRAL)
-def test_warning_of_bad_samples_counts_them_and_names_the_caller(kind: str):
-    e, t = signals(2, cases.LENGTH)
-    e[0, :3], t[1, 5] = torch.nan, torch.inf
-    with cases.recorded() as caught:
-        getattr(package, kind)("the loss", **cases.SMALL)(e, t)
-    (warning,) = caught
-    assert warning.category is RuntimeWarning
-    assert warning.filename == __file__, "the warning points into the library"
-    assert re.search("the loss(_spec)?: 4 samples.*check_finite=False", str(warning.message))
-
-
-BAD = {
-    "nan estimate": (torch.nan, "e"),
-    "inf estimate": (torch.inf, "e"),
-    "-inf estimate": (-torch.inf, "e"),
-    "nan target": (torch.nan, "t"),
-    "inf target": (torch.inf, "t"),
-    "nan in both": (torch.nan, "et"),
-}
-
-
-def spoiled(bad: tuple[float, str], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Two rows, of which the first has bad samples, one of them at the border."""
-    e, t = signals(2, 2, cases.LENGTH, dtype=dtype)
-    for x, side in ((e, "e"), (t, "t")):
-        if side in bad[1]:
-            x[0, 1, 100] = x[0, 0, 0] = bad[0]
-    return e, t
 
 
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
@@ -526,58 +376,6 @@ def test_waveform_losses_propagate(kind: str, bad: tuple[float, str]):
     torch.testing.assert_close(got, want, equal_nan=True, rtol=1e-10, atol=0)
     assert not gradient[~want_gradient.isfinite()].isfinite().any()
     cases.assert_gradient(gradient[1], want_gradient[1], 1e-8)
-
-
-@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
-@pytest.mark.parametrize("options", [{}, {"l1_weight": 1.0}, {"use_regularization": True}], ids=str)
-def test_unchecked_input_shows(bad: tuple[float, str], options: dict[str, Any]):
-    """check_finite=False: torch-l1-snr drops the resolution; here loss and gradient both tell."""
-    e, t = spoiled(bad)
-    with cases.recorded() as caught:
-        value, gradient = value_and_grad(
-            build("STFTL1SNRDBLoss", check_finite=False, **options), e, t
-        )
-    assert not caught
-    assert not value.isfinite()
-    assert not gradient[0].isfinite().all()
-    assert gradient[1].isfinite().all(), "a bad row spoils another"
-
-
-@pytest.mark.parametrize("kind", SPECTRAL)
-@pytest.mark.parametrize("size", [3e38, 1e37])
-def test_overflow_shows(kind: str, size: float):
-    """Finite samples whose sums are not: no resolution is dropped, no gradient silently zero."""
-    e, t = signals(2, cases.LENGTH, dtype=torch.float32)
-    e[0] = size
-    with cases.recorded():
-        value, gradient = value_and_grad(build(kind), e, t)
-    assert not value.isfinite()
-    assert not gradient[0].isfinite().all()
-    assert gradient[1].isfinite().all()
-
-
-@pytest.mark.parametrize("backend", ["eager", "reference"])
-@pytest.mark.parametrize(
-    ("n_fft", "hop", "length", "place"),
-    [
-        pytest.param(8, 40, 100, 20, id="between frames 0 to 3 and 36 to 43"),
-        pytest.param(8, 8, 15, 13, id="after the last frame, which ends at 11"),
-        pytest.param(9, 6, 15, 14, id="in the last frame"),
-    ],
-)
-def test_bad_sample_outside_of_frames_is_noticed(
-    n_fft: int, hop: int, length: int, place: int, backend: str
-):
-    """Large hops leave samples unread; torch-l1-snr's scan sees them all."""
-    e, t = signals(1, length)
-    e[0, place] = torch.nan
-    sizes = {"n_ffts": [n_fft], "win_lengths": [n_fft], "hop_lengths": [hop]}
-    loss = build("STFTL1SNRDBLoss", min_audio_length=8, **sizes)
-    with package.use_backend(backend), cases.recorded() as caught:
-        value, gradient = value_and_grad(loss, e, t)
-    assert value.isfinite()
-    assert gradient.isfinite().all()
-    assert cases.categories(caught) == [RuntimeWarning]
 
 
 # Dtypes
@@ -646,29 +444,6 @@ def test_dtype_of_the_fallback_is_upstreams(kind: str, dtype: torch.dtype, l1_we
     with cases.recorded():
         ours, theirs = (loss(*signals(2, 50, dtype=dtype)) for loss in both(kind, **options))
     assert ours.dtype == theirs.dtype
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_autocast_changes_nothing(kind: str, dtype: torch.dtype):
-    e, t = signals(2, cases.LENGTH, dtype=dtype)
-    plain = value_and_grad(build(kind), e, t)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cast = value_and_grad(build(kind), e, t)
-    for a, b in zip(plain, cast, strict=True):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("cast", ["half", "double", "bfloat16", "float"])
-def test_casting_the_loss_changes_nothing(kind: str, cast: str, dtype: torch.dtype):
-    """A trainer that calls model.half() reaches its losses too; torch-l1-snr then returns -0.0."""
-    e, t = signals(2, cases.LENGTH, dtype=dtype)
-    plain = value_and_grad(build(kind), e, t)
-    after = value_and_grad(getattr(build(kind), cast)(), e, t)
-    assert all(torch.equal(a, b) for a, b in zip(plain, after, strict=True))
 
 
 # Functions
