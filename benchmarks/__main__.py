@@ -3,6 +3,7 @@
     python -m benchmarks                              # this CPU, some minutes
     python -m benchmarks --device cuda --out DIR      # a GPU: its tests, then all tables
     python -m benchmarks --quick                      # seconds, to see that it works
+    python -m benchmarks --only headline              # a part of it, without pictures
 
 A run that was interrupted goes on where it was: what is in DIR for the same commit, versions and
 device is not measured again.
@@ -11,6 +12,7 @@ device is not measured again.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 import time
@@ -64,7 +66,9 @@ def gpu_tests(run: Run) -> bool:
     if passed in run.known:
         return True
     start = time.perf_counter()
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"]
+    # Most of the time is the compiler's, on one core for each process.
+    several = ["-n", "6"] if importlib.util.find_spec("xdist") else []
+    command = [sys.executable, "-m", "pytest", "-q", *several, "-m", "gpu", "tests"]
     try:
         subprocess.run(command, cwd=ROOT, check=True, timeout=TEST_SECONDS)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
@@ -75,12 +79,14 @@ def gpu_tests(run: Run) -> bool:
     return True
 
 
-def jobs(device: torch.device, quick: bool) -> Iterator[Job]:
+def jobs(device: torch.device, quick: bool, rest: bool = True) -> Iterator[Job]:
     """Cases and what measures each of them: the headline, whole training steps, the rest."""
     chosen = cases(device, quick)
     headline = list(takewhile(lambda case: case.shape == chosen[0].shape, chosen))
     for case in headline:
         yield case, partial(measure, case, device)
+    if not rest:
+        return
     if not quick and installed("soundfile") and installed("torchaudio"):
         from . import training  # whose example reads audio
 
@@ -98,6 +104,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--only", choices=("tests", "headline", "tables"))
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -107,20 +114,22 @@ def main() -> int:
     run = Run(device, options.out)
     print(*run.place, sep="\n", flush=True)
     failed = []
-    if device.type == "cuda" and not gpu_tests(run):
+    if device.type == "cuda" and options.only in (None, "tests") and not gpu_tests(run):
         failed.append(TESTS)  # but each case compares its results before it is timed
-    for case, figures_of in jobs(device, options.quick):
+    todo = jobs(device, options.quick, rest=options.only != "headline")
+    for case, figures_of in () if options.only == "tests" else todo:
         if not case.providers or run.done(case):
             continue
         try:
             figures = list(figures_of())
-        except (ArithmeticError, RuntimeError) as error:
+        except Exception as error:  # of whatever kind: the other cases can still be measured
             failed.append(case.title())
             print(f"FAILED {case.title()}: {error}", flush=True)
             continue
         run.write(case, figures)
         print(case.title(), *(summary(figure) for figure in figures), sep="\n  ", flush=True)
-    report.write(options.out)
+    if options.only is None:
+        report.write(options.out)
     print(*(f"FAILED {name}" for name in failed), f"results in {options.out}", sep="\n")
     return 1 if failed else 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ SAMPLE_MS = 10.0  # of one timed block of calls, at least
 SECONDS = {"cpu": 4.0, "cuda": 2.0}  # for a case, within these numbers of samples of a provider
 FEWEST, MOST = 21, 50
 REPLAYED = 32  # calls in a CUDA graph, at most
+COMPILATION = 150  # seconds for a compiled case on a GPU; some shapes take minutes
 
 # Two float32 implementations of a spectrum's error disagree in the sign of bins near zero.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -196,6 +198,16 @@ def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result
         return pool.submit(function, *arguments).result()
 
 
+def in_time(seconds: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    """The function's result in a fresh process, which ends itself where it takes longer."""
+    return in_fresh_process(_until, seconds, function, *arguments)
+
+
+def _until(seconds: int, function: Callable[..., Result], *arguments: Any) -> Result:
+    signal.alarm(seconds)
+    return function(*arguments)
+
+
 class Figure(NamedTuple):
     """One measured figure of a provider."""
 
@@ -235,6 +247,8 @@ def measure(case: Case, device: torch.device) -> list[Figure]:
     On a CPU in processes of its own, because malloc remembers: what ran before decides which
     allocations cost page faults, and these can take longer than the loss.
     """
+    if device.type == "cuda" and COMPILED in case.providers:
+        return in_time(COMPILATION, measure_here, case, device)
     if device.type == "cuda":
         return measure_here(case, device)
     figures = in_fresh_process(measure_here, case, device)

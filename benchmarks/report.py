@@ -13,6 +13,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ from .registry import (
     shape_text,
 )
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("benchmarks.md", "kernels.md", "onchip.md")),
+)
 MARKED = re.compile(r"(<!-- ([a-z-]+):start -->\n)(.*?)(<!-- \2:end -->)", re.DOTALL)
 MIB = 2**20
 COLORS = {
@@ -198,6 +202,29 @@ def traffic(folder: Path) -> str:
     return f"{markdown([*header, 'modelled H100, ms'], cells, text_columns=2)}\n{note}"
 
 
+def compiled(folder: Path, words: tuple[str, ...] = ()) -> str:
+    """What the compilers made of the kernels whose names have all of the words."""
+    rows = json.loads((RESULTS / "kernels.json").read_text())
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if set(words) <= set(row["kernel"].split()):
+            found.setdefault(row["kernel"], {})[row["target"]] = row
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    cells = []
+    for kernel, by_target in found.items():
+        shared, conversions = (
+            "/".join(map(str, dict.fromkeys(row[key] for row in by_target.values())))
+            for key in ("shared_bytes", "layout_conversions")
+        )
+        figures = [
+            f"{row['registers']} / {row['instructions']}"
+            + (f" / {row['step_instructions']}" if row["step_instructions"] else "")
+            for row in by_target.values()
+        ]
+        cells.append([f"`{kernel}`", *figures, shared, conversions])
+    return markdown(["kernel", *targets, "shared, bytes", "conversions"], cells)
+
+
 def read_accuracy(folder: Path) -> list[accuracy.Error]:
     """Measured on a GPU if there was one."""
     path = folder / "cuda-accuracy.csv"
@@ -237,6 +264,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "other-cases": other_cases,
     "sizes": sizes,
     "traffic": traffic,
+    "compiled": compiled,
+    "compiled-on-chip": partial(compiled, words=("fp32", "SIGNALS=2", "SANITIZE")),
     "errors": errors,
     "pictures": pictures,
 }

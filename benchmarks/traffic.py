@@ -108,17 +108,27 @@ class Counter(TorchDispatchMode):
         return result
 
 
-# Arguments that a kernel reads besides writing them.
-UPDATED = {"overlap_add_kernel": "gradient", "stft_gradient_kernel": "gradient_ptr"}
-
-
 def untouched(kernel: str, given: dict[str, Any]) -> set[str]:
     """Tensors that a kernel is given but does not need for these settings."""
     if kernel == "waveform_gradient_kernel" and given["POWER"] == 1:
         return {"actuals"} if given["LEVEL"] else {"actuals", "estimates"}
     if kernel == "overlap_add_kernel" and not (given["LEVEL"] or given["SANITIZE"]):
         return {"estimates"}
+    if kernel == "stft_gradient_kernel" and given["BASE"] != "waveform":
+        # Sanitizing reads the estimates only near a sample that is not finite.
+        return {"actuals"} if given["LEVEL"] else {"actuals", "estimates"}
     return set()
+
+
+def updates(kernel: str, given: dict[str, Any]) -> bool:
+    """Whether a kernel reads the gradient that it writes."""
+    return kernel == "overlap_add_kernel" or given.get("BASE") == "added"
+
+
+def kernel_bytes(kernel: str, given: dict[str, Any]) -> int:
+    """What a kernel that is given these arguments moves."""
+    used = [given[name] for name in given.keys() - untouched(kernel, given)]
+    return extents(used) + extents(given["gradient"] if updates(kernel, given) else None)
 
 
 @contextlib.contextmanager
@@ -132,9 +142,7 @@ def caught_launches(traffic: Traffic) -> Iterator[None]:
 
     def catch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         given = dict(zip(self.arg_names, args, strict=False)) | kwargs
-        kernel = self.fn.__name__
-        used = [given[name] for name in given.keys() - untouched(kernel, given)]
-        traffic.launch(extents(used) + extents(given.get(UPDATED.get(kernel, ""))))
+        traffic.launch(kernel_bytes(self.fn.__name__, given))
 
     before = driver._active
     driver.set_active(Offline(TARGETS["sm_90"]))
