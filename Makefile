@@ -1,6 +1,7 @@
 # Every target does its own set-up, in .venv, on a machine that has python3.11 (or PYTHON=...).
 PYTHON ?= python3.11
 VENV ?= .venv
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -11,8 +12,9 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,examples,benchmarks,dev]'
 	touch $@
 
+# Processes of one thread each; most of the time goes to compiling the Triton kernels for four GPUs.
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 
 demo: $(READY)
 	$(BIN)/python examples/train_separator.py --out runs/demo
