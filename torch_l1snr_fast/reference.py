@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .kernels.eager import sanitized
-from .kernels.eager.objective import evaluate, reduce
+from .kernels.eager.objective import combine
 from .kernels.eager.waveform import compute_dtype, sum_dtype
 from .kernels.plan import Evaluation, Objective, Plan, Resolution
 
@@ -86,25 +86,16 @@ def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
     dtype = compute_dtype(estimates, actuals)
     raw = estimates.to(dtype), actuals.to(dtype)
     clean = sanitized(raw[0]), sanitized(raw[1])
-    sanitize = [plan.sanitize_waveform] if plan.waveform is not None else []
-    sanitize += [plan.sanitize_spectrum] * len(plan.resolutions)
-    resolutions: list[Resolution | None] = [None] if plan.waveform is not None else []
-    resolutions += plan.resolutions
+    waves = clean if plan.sanitize_waveform else raw
+    spectra = clean if plan.sanitize_spectrum else raw
+    sums = [] if plan.waveform is None else [term_sums(*waves, plan.waveform, None)]
+    if plan.spectrum is not None:
+        sums += [term_sums(*spectra, plan.spectrum, res) for res in plan.resolutions]
 
-    wide = sum_dtype(estimates.device)
-    rows = [
-        evaluate(term_sums(*(clean if wash else raw), term, res).to(wide), term, elements)
-        for (term, elements), res, wash in zip(
-            plan.terms(*estimates.shape[1:]), resolutions, sanitize, strict=True
-        )
-    ]
-    total = reduce(torch.stack([row[0] for row in rows]).sum(0), plan.reduction)
+    wide = [x.to(sum_dtype(estimates.device)) for x in sums]
+    total, parts, coefficients = combine(plan, wide, *estimates.shape[1:], dtype)
     bad = torch.zeros((), device=estimates.device)
-    if any(sanitize):
+    if plan.sanitize_waveform or plan.sanitize_spectrum:
         bad = (~raw[0].isfinite()).sum() + (~raw[1].isfinite()).sum()
-    return Evaluation(
-        loss=scale_gradient(total.to(dtype), plan.grad_scale),
-        coefficients=torch.stack([row[2].detach() for row in rows]),
-        parts=torch.stack([torch.stack(row[1]).detach() for row in rows]).to(dtype),
-        nonfinite=bad,
-    )
+    scaled = scale_gradient(total, plan.grad_scale)
+    return Evaluation(scaled, coefficients.detach(), parts.detach(), bad)

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..plan import ERR_RE, NONFINITE, Q_EST, Q_REF, REF_RE, Evaluation, Objective, Plan
+from ..plan import ERR_RE, NONFINITE, PARTS, Q_EST, Q_REF, REF_RE, Evaluation, Objective, Plan
 from .waveform import sum_dtype
 
 C = 10.0 / math.log(10.0)
@@ -47,15 +47,16 @@ def adaptive_weight(
     return (lambda0 + eta.float() * delta_lambda * share).detach()
 
 
-def evaluate(sums: Tensor, term: Objective, elements: int) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Weighted loss [B], its parts, and the coefficients [3, B] of the gradient of one term.
+def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
+    """Weighted loss of each of R terms alike, its parts, and its slopes M a_re, M a_im, M r; [R, B].
 
-    ``sums`` is [B, COLUMNS]. The loss is differentiable with respect to it; the reference relies
-    on that, and on the coefficients being exactly that derivative.
+    ``means`` [R, B, COLUMNS] are the statistics by the number of elements M. The loss is
+    differentiable with respect to them; the reference relies on that, and on the slopes being
+    exactly that derivative.
     """
-    count, means = term.parts, sums / elements
-    error = means[:, ERR_RE : ERR_RE + count]
-    l1 = error.mean(-1) if count > 1 else error[:, 0]
+    count = term.parts
+    error = means[..., ERR_RE : ERR_RE + count]
+    l1 = error.mean(-1) if count > 1 else error[..., 0]
     none = torch.zeros_like(l1)
     d1, level, lam, l_est, l_ref, r = none, none, none, none, none, none
     snr_share = term.weight * (1 - term.l1_weight)
@@ -63,19 +64,19 @@ def evaluate(sums: Tensor, term: Objective, elements: int) -> tuple[Tensor, list
 
     if term.pure_l1:
         loss = l1_share * l1
-        a = torch.full_like(error, l1_share / (count * elements))
+        a = torch.full_like(error, l1_share / count)
     else:
-        reference = means[:, REF_RE : REF_RE + count]
+        reference = means[..., REF_RE : REF_RE + count]
         floored = error + (term.eps if term.tau == 0 else term.tau * reference + term.eps)
         d1 = C * torch.log(floored / (reference + term.eps)).sum(-1)
         loss = snr_share * d1
-        a = (snr_share * C / elements) / floored
+        a = (snr_share * C) / floored
         if term.l1_weight > 0:
             loss = loss + l1_share * l1
-            a = a + l1_share / (count * elements)
+            a = a + l1_share / count
         if term.regularize:
-            l_est = dbrms(means[:, Q_EST], term.dbrms_eps)
-            l_ref = dbrms(means[:, Q_REF], term.dbrms_eps)
+            l_est = dbrms(means[..., Q_EST], term.dbrms_eps)
+            l_ref = dbrms(means[..., Q_REF], term.dbrms_eps)
             difference = l_est - l_ref
             distance = difference.abs()
             lam = adaptive_weight(
@@ -83,36 +84,44 @@ def evaluate(sums: Tensor, term: Objective, elements: int) -> tuple[Tensor, list
             )
             level = lam * distance
             loss = loss + (snr_share * term.reg_coef) * level
-            slope = snr_share * term.reg_coef * 2 * C / elements
-            r = slope * lam * difference.sign() / (means[:, Q_EST] + term.dbrms_eps)
+            slope = snr_share * term.reg_coef * 2 * C
+            r = slope * lam * difference.sign() / (means[..., Q_EST] + term.dbrms_eps)
 
     # What is not finite must show in the gradient too, where c / inf would be 0.
     a = a.add(error, alpha=0)
-    return loss, [d1, level, l1, lam, l_est, l_ref], torch.stack([a[:, 0], a[:, -1], r])
+    return loss, d1, level, l1, lam, l_est, l_ref, a[..., 0], a[..., -1], r
 
 
-def reduce(loss: Tensor, reduction: str) -> Tensor:
-    """Batch reduction of a per-row loss."""
-    if reduction == "none":
-        return loss.clone()
-    return loss.mean() if reduction == "mean" else loss.sum()
+def combine(
+    plan: Plan, sums: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and parts in ``dtype``, and coefficients, from the sums [B, COLUMNS] of all terms.
+
+    Terms of one domain differ in their number of elements alone, so they are evaluated together.
+    """
+    counts = [elements for _, elements in plan.terms(channels, length)]
+    means = torch.stack([x / elements for x, elements in zip(sums, counts, strict=True)])
+    spectral = len(counts) - len(plan.resolutions)
+    domains = ((plan.waveform, means[:spectral]), (plan.spectrum, means[spectral:]))
+    rows = [torch.stack(evaluate(x, term), dim=1) for term, x in domains if term is not None]
+    found = torch.cat(rows) if len(rows) > 1 else rows[0]  # [terms, 1 + PARTS + 3, B]
+
+    loss = found[:, 0].sum(0)
+    share = plan.grad_scale
+    if plan.reduction == "mean":
+        loss, share = loss.mean(), share / len(sums[0])
+    elif plan.reduction == "sum":
+        loss = loss.sum()
+    slopes = found[:, 1 + len(PARTS) :].unbind()
+    coefficients = [x * (share / elements) for x, elements in zip(slopes, counts, strict=True)]
+    parts = found[:, 1 : 1 + len(PARTS)].to(dtype).contiguous()
+    return loss.to(dtype), parts, torch.stack(coefficients)
 
 
 def objective(
     plan: Plan, partials: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
 ) -> Evaluation:
     """Loss and parts in ``dtype``, and gradient coefficients, of all terms; computed in float64."""
-    terms = plan.terms(channels, length)
-    rows = [
-        evaluate(p.sum(1, dtype=sum_dtype(p.device)), term, elements)
-        for p, (term, elements) in zip(partials, terms, strict=True)
-    ]
-    loss = reduce(torch.stack([row[0] for row in rows]).sum(0), plan.reduction)
-    coefficients = torch.stack([row[2] for row in rows])
-    share = plan.grad_scale / partials[0].shape[0] if plan.reduction == "mean" else plan.grad_scale
-    return Evaluation(
-        loss=loss.to(dtype),
-        coefficients=coefficients * share,
-        parts=torch.stack([torch.stack(row[1]) for row in rows]).to(dtype),
-        nonfinite=partials[-1][:, :, NONFINITE].sum(),
-    )
+    sums = [p.sum(1, dtype=sum_dtype(p.device)) for p in partials]
+    loss, parts, coefficients = combine(plan, sums, channels, length, dtype)
+    return Evaluation(loss, coefficients, parts, sums[-1][:, NONFINITE].sum())

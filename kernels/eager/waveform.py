@@ -14,7 +14,7 @@ from torch import Tensor
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
 from .workspace import scratch
 
-BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
+BLOCK = 1 << 20  # samples: large enough to hide the cost of a call, small enough for the cache
 
 # |x| and a sign(x) in one pass each: smooth L1 with the smallest normal number as its beta is L1
 # itself, with the three-state sign as its gradient. mse is its like for power 2, gradient 2 a x.
@@ -57,22 +57,23 @@ def waveform_statistics(estimates: Tensor, actuals: Tensor, term: Objective) -> 
     """Partial sums [B, blocks, COLUMNS] of |e-t|^power and |t|^power, and of e^2 and t^2."""
     dtype = compute_dtype(estimates, actuals)
     like = torch.empty(0, dtype=dtype, device=estimates.device)
-    spans = list(blocks(estimates))
-    sums = like.new_zeros(len(spans), COLUMNS, estimates.shape[0])
+    none = like.new_zeros(estimates.shape[0])
     measure = torch.abs if term.power == 1 else torch.square
+    columns: list[Tensor] = []  # of one block after the other
 
-    for span, out in zip(spans, sums, strict=True):
+    for span in blocks(estimates):
         e = widened("estimates", estimates[..., span], like)
         t = widened("actuals", actuals[..., span], like)
         block = scratch("waveform", *e.shape, like=like)
-        ERROR[term.power](e, t, *options(term.power, dtype), out=block)
-        torch.sum(block, (1, 2), out=out[ERR_RE])
+        row = [none] * COLUMNS
+        row[ERR_RE] = ERROR[term.power](e, t, *options(term.power, dtype), out=block).sum((1, 2))
         if not term.pure_l1:
-            torch.sum(measure(t, out=block), (1, 2), out=out[REF_RE])
+            row[REF_RE] = measure(t, out=block).sum((1, 2))
         if term.regularize:
-            torch.sum(torch.square(e, out=block), (1, 2), out=out[Q_EST])
-            torch.sum(torch.square(t, out=block), (1, 2), out=out[Q_REF])
-    return sums.permute(2, 0, 1)
+            row[Q_EST] = torch.square(e, out=block).sum((1, 2))
+            row[Q_REF] = torch.square(t, out=block).sum((1, 2))
+        columns += row
+    return torch.stack(columns, dim=1).view(estimates.shape[0], -1, COLUMNS)
 
 
 def waveform_gradient(
@@ -84,7 +85,8 @@ def waveform_gradient(
     """
     dtype = gradient.dtype
     a, _, r = coefficients.to(dtype)[:, :, None, None]
-    for span in blocks(estimates):
+    alone = not term.regularize and estimates.dtype == actuals.dtype == dtype  # one pass in any case
+    for span in [slice(None)] if alone else blocks(estimates):
         e = widened("estimates", estimates[..., span], gradient)
         t = widened("actuals", actuals[..., span], gradient)
         place = gradient[..., span]
