@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 
 from . import records, report
-from .measure import Figure, Job, Spread, measure
+from .measure import Figure, Job, measure
 from .records import RESULTS, ROOT, Key, Row
 from .registry import Case, cases, dtype_text, installed, shape_text
 
@@ -74,8 +74,7 @@ def gpu_tests(run: Run) -> bool:
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         print(error)
         return False
-    spread = Spread.of([time.perf_counter() - start])
-    run.write(case, [Figure(TESTS, "time", "s", spread)])
+    run.write(case, [Figure(TESTS, "time", "s", [time.perf_counter() - start])])
     return True
 
 

@@ -20,8 +20,9 @@ from .registry import COMPILED, GRAPH, LOSSES, PROVIDERS, TRAINING, UPSTREAM, Ca
 
 CACHE = 128 << 20  # bytes that two rounds of input buffers exceed; the largest cache has less
 SAMPLE_MS = 10.0  # of one timed block of calls, at least
-SECONDS = {"cpu": 4.0, "cuda": 2.0}  # for a case, within these numbers of samples of a provider
-FEWEST, MOST = 21, 50
+SECONDS = {"cpu": 1.5, "cuda": 2.0}  # for a case, within these numbers of samples of a provider
+SAMPLES = {"cpu": (5, 10), "cuda": (21, 50)}
+PROCESSES = 5  # that measure a case on a CPU
 REPLAYED = 32  # calls in a CUDA graph, at most
 COMPILATION = 150  # seconds for a compiled case on a GPU; some shapes take minutes
 
@@ -114,7 +115,9 @@ def timer(device: torch.device) -> Callable[[Callable[[], None]], float]:
     return by_events
 
 
-def interleaved(steps: dict[str, Step], pairs: Pairs, device: torch.device) -> dict[str, Spread]:
+def interleaved(
+    steps: dict[str, Step], pairs: Pairs, device: torch.device
+) -> dict[str, list[float]]:
     """Milliseconds per call; providers take turns, each at a block of calls on changing buffers."""
     clock, rotation = timer(device), itertools.cycle(pairs)
 
@@ -131,15 +134,16 @@ def interleaved(steps: dict[str, Step], pairs: Pairs, device: torch.device) -> d
     rough = {name: block(name, 3) for name in steps}
     calls = {name: max(1, min(100, round(SAMPLE_MS / ms))) for name, ms in rough.items()}
     round_ms = sum(rough[name] * calls[name] for name in steps)
-    rounds = max(FEWEST, min(MOST, int(1e3 * SECONDS[device.type] / round_ms)))
+    fewest, most = SAMPLES[device.type]
+    rounds = max(fewest, min(most, int(1e3 * SECONDS[device.type] / round_ms)))
     samples: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name in steps:
             samples[name].append(block(name, calls[name]))
-    return {name: Spread.of(values) for name, values in samples.items()}
+    return samples
 
 
-def replayed(name: str, step: Step, pairs: Pairs, device: torch.device) -> Spread:
+def replayed(name: str, step: Step, pairs: Pairs, device: torch.device) -> list[float]:
     """Milliseconds per call when calls on some of the buffers replay as one CUDA graph."""
     pairs = pairs[:REPLAYED]
     graph = torch.cuda.CUDAGraph()
@@ -153,7 +157,7 @@ def replayed(name: str, step: Step, pairs: Pairs, device: torch.device) -> Sprea
                 step(*pair)
     clock = timer(device)
     clock(graph.replay)
-    return Spread.of([clock(graph.replay) / len(pairs) for _ in range(20)])
+    return [clock(graph.replay) / len(pairs) for _ in range(20)]
 
 
 def peak_on_gpu(run: Callable[[], Any], device: torch.device) -> int:
@@ -214,7 +218,11 @@ class Figure(NamedTuple):
     provider: str
     metric: str
     unit: str
-    spread: Spread
+    samples: list[float]
+
+    @property
+    def spread(self) -> Spread:
+        return Spread.of(self.samples)
 
 
 Job = tuple[Case, Callable[[], Iterable[Figure]]]
@@ -225,19 +233,19 @@ def measure_here(case: Case, device: torch.device) -> list[Figure]:
     pairs = input_pairs(case, device)
     steps = {name: build(case, name, device) for name in case.providers}
     if case.mode == GRAPH:
-        spreads = {name: replayed(name, steps[name], pairs, device) for name in steps}
+        samples = {name: replayed(name, steps[name], pairs, device) for name in steps}
     else:
         judge = {}
         if PROVIDERS[UPSTREAM].serves(LOSSES[case.loss], device):
             judge = {UPSTREAM: build(case, UPSTREAM, device)}
         compare(case, judge | steps, pairs[0])
-        spreads = interleaved(steps, pairs, device)
-    figures = [Figure(name, "time", "ms", spread) for name, spread in spreads.items()]
+        samples = interleaved(steps, pairs, device)
+    figures = [Figure(name, "time", "ms", values) for name, values in samples.items()]
     if case.memory and device.type == "cuda":
         for name, step in steps.items():
             with PROVIDERS[name].context():
                 size = peak_on_gpu(partial(step, *pairs[0]), device)
-            figures.append(Figure(name, "peak memory", "bytes", Spread.of([size])))
+            figures.append(Figure(name, "peak memory", "bytes", [size]))
     return figures
 
 
@@ -245,15 +253,20 @@ def measure(case: Case, device: torch.device) -> list[Figure]:
     """All figures of a case.
 
     On a CPU in processes of its own, because malloc remembers: what ran before decides which
-    allocations cost page faults, and these can take longer than the loss.
+    allocations cost page faults, and these can take longer than the loss. And in several, because
+    it is a matter of luck how many they are in one.
     """
     if device.type == "cuda" and COMPILED in case.providers:
         return in_time(COMPILATION, measure_here, case, device)
     if device.type == "cuda":
         return measure_here(case, device)
-    figures = in_fresh_process(measure_here, case, device)
+    runs = [in_fresh_process(measure_here, case, device) for _ in range(PROCESSES)]
+    figures = [
+        alike[0]._replace(samples=[x for figure in alike for x in figure.samples])
+        for alike in zip(*runs, strict=True)
+    ]
     if case.memory:
         for name in case.providers:
             size = in_fresh_process(peak_of_first_call, case, name)
-            figures.append(Figure(name, "peak memory", "bytes", Spread.of([size])))
+            figures.append(Figure(name, "peak memory", "bytes", [size]))
     return figures

@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from .measure import Figure, Job, Spread, in_fresh_process, peak_in_profile, peak_on_gpu
+from .measure import Figure, Job, in_fresh_process, peak_in_profile, peak_on_gpu
 from .records import ROOT
 from .registry import MULTI, OURS, UPSTREAM, Case
 
@@ -119,14 +119,14 @@ def steps(setup: Setup, case: Case, device: torch.device, rebuild: bool) -> Iter
     data = batch(setup, world)
     trainers = {name: build(setup, name, world, rebuild) for name in case.providers}
     for name, samples in interleaved(trainers, data).items():
-        yield Figure(name, "time", "ms", Spread.of(samples))
+        yield Figure(name, "time", "ms", samples)
     if case.memory:
         for name, trainer in trainers.items():
             if device.type == "cuda":
                 size = peak_on_gpu(partial(trainer.advance, data), device)
             else:
                 size = in_fresh_process(peak_of_first_step, setup, name)
-            yield Figure(name, "peak memory", "bytes", Spread.of([size]))
+            yield Figure(name, "peak memory", "bytes", [size])
 
 
 def _process(rank: int, setup: Setup, providers: tuple[str, ...], kind: str, folder: str) -> None:
@@ -155,7 +155,7 @@ def together(setup: Setup, case: Case, device: torch.device) -> Iterator[Figure]
         torch.multiprocessing.spawn(_process, arguments, nprocs=PROCESSES)
         samples = json.loads(Path(folder, "samples").read_text())
     for name, values in samples.items():
-        yield Figure(name, "time", "ms", Spread.of(values))
+        yield Figure(name, "time", "ms", values)
 
 
 def jobs(device: torch.device) -> Iterator[Job]:

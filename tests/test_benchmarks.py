@@ -76,7 +76,7 @@ def test_providers_take_turns_on_changing_buffers(monkeypatch: pytest.MonkeyPatc
     blocks = [name for name, _ in itertools.groupby(name for name, _ in calls)]
     assert blocks == list(TINY.providers) * (len(blocks) // 2)
     assert [pair[0] for _, pair in calls] == [i % 3 for i in range(len(calls))]
-    assert found["eager"].samples == measure.MOST
+    assert len(found["eager"]) == measure.SAMPLES["cpu"][1]
 
 
 def test_buffers_exceed_the_cache():

@@ -18,6 +18,8 @@ from .reference import scale_gradient
 # Lists are shared defaults of torch-l1-snr's signatures; every module copies them.
 N_FFTS, HOP_LENGTHS, WIN_LENGTHS = [512, 1024, 2048], [128, 256, 512], [512, 1024, 2048]
 
+_PLAIN = {bool, int, float, str, list}  # types of settings, which are no parameters
+
 
 class _Loss(nn.Module):
     """What every loss has: a name, a weight, a gradient scale, a reduction and its warnings."""
@@ -32,6 +34,16 @@ class _Loss(nn.Module):
         self.grad_scale = grad_scale
         self.reduction = reduction
         self._notices = Notices(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Without nn.Module's search for parameters, most of the time that building a loss takes.
+
+        Trainers build losses at every step.
+        """
+        if type(value) in _PLAIN and name not in self.__dict__.get("_modules", ()):
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
 
     def _call(self, estimates: Tensor, actuals: Tensor, return_components: bool) -> Call:
         return Call.checked(
