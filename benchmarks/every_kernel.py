@@ -79,7 +79,7 @@ def launched() -> Iterator[set[str]]:
 def routes(case: Case) -> list[contextlib.AbstractContextManager[Any]]:
     """The usual one, and torch.fft's if that is another."""
     dtype = compute_dtype(*signals(case, torch.device("cpu"), 1))
-    usual = {stft.stft_route(res, dtype) for res in case.plan.resolutions}
+    usual = {stft.stft_route(res, dtype, LENGTH) for res in case.plan.resolutions}
     return [contextlib.nullcontext(), *([torch_fft_route()] if usual - {offchip} else [])]
 
 

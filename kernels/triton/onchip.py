@@ -754,9 +754,12 @@ def stft_gradient_kernel(
                 tl.store(gradient + p, tl.load(gradient + p) + y)
 
 
-def supports(res: Resolution, dtype: torch.dtype) -> bool:
-    """Whether this route computes the resolution: hops of whole chunks, two or more to a frame."""
-    if res.n_fft not in SPLITS or dtype == torch.float64:
+def supports(res: Resolution, dtype: torch.dtype, length: int) -> bool:
+    """Whether this route computes the resolution: hops of whole chunks, two or more to a frame.
+
+    And samples that 32 bits can count, with the borders: of one signal, for signals are many.
+    """
+    if res.n_fft not in SPLITS or dtype == torch.float64 or length >= 2**31 - 2 * res.n_fft:
         return False
     chunk = res.n_fft // SPLITS[res.n_fft].radices[0]
     hop = res.hop_length

@@ -15,6 +15,6 @@ from ..plan import Resolution
 from . import offchip, onchip
 
 
-def stft_route(res: Resolution, dtype: torch.dtype) -> ModuleType:
-    """The module for a resolution that is computed in ``dtype``."""
-    return onchip if onchip.supports(res, dtype) else offchip
+def stft_route(res: Resolution, dtype: torch.dtype, length: int) -> ModuleType:
+    """The module for a resolution that is computed in ``dtype``, of signals of that length."""
+    return onchip if onchip.supports(res, dtype, length) else offchip

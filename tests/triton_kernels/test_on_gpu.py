@@ -76,7 +76,7 @@ def triton_backend() -> None:
 
 
 def by_torch_fft(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "stft_route", lambda res, dtype: offchip)
+    monkeypatch.setattr(kernels, "stft_route", lambda *_: offchip)
 
 
 @pytest.fixture(params=CASES, ids="-".join)

@@ -69,7 +69,7 @@ GRADIENT = 1e-6
 
 @pytest.fixture(autouse=True)
 def on_chip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "stft_route", lambda res, dtype: onchip)
+    monkeypatch.setattr(kernels, "stft_route", lambda *_: onchip)
 
 
 class Found(NamedTuple):
@@ -477,13 +477,15 @@ def test_route(device: torch.device, monkeypatch: pytest.MonkeyPatch):
     """Hops of a half, a quarter and an eighth; what is not supported has the same results."""
     for n in SPLITS:
         for share in (2, 4, 8):
-            assert stft.stft_route(Resolution(n, n // share, n), torch.float32) is onchip
-            assert stft.stft_route(Resolution(n, n // share, n // 2), torch.float64) is offchip
+            assert stft.stft_route(Resolution(n, n // share, n), torch.float32, 9000) is onchip
+            assert stft.stft_route(Resolution(n, n // share, n // 2), torch.float64, 9000) is offchip
+        for length, route in ((2**31 - 2 * n - 1, onchip), (2**31 - 2 * n, offchip)):
+            assert stft.stft_route(Resolution(n, n // 4, n), torch.float32, length) is route
     monkeypatch.setattr(kernels, "stft_route", stft.stft_route)
     e, t = single(1, 1, 300, device=device)
     for n, hop in ((256, 16), (256, 96), (256, 256), (128, 32), (300, 75)):
         res = Resolution(n, hop, n)
-        assert not onchip.supports(res, torch.float32)
+        assert not onchip.supports(res, torch.float32, 300)
         found = kernels.statistics(spectral(SPECTRUM, res), e, t, save=False)
         want = reference.term_sums(e.double(), t.double(), SPECTRUM, res)
         assert_close("sums", found.partials[0].double().sum(1)[:, :4], want[:, :4], 2 * SUMS)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("small")
 @pytest.fixture(autouse=True)
 def off_chip(monkeypatch: pytest.MonkeyPatch) -> None:
     """This route, also for transforms that another would take."""
-    monkeypatch.setattr(kernels, "stft_route", lambda res, dtype: offchip)
+    monkeypatch.setattr(kernels, "stft_route", lambda *_: offchip)
 
 
 def spectral(term, *resolutions: Resolution, **settings) -> Plan:

@@ -43,7 +43,7 @@ def as_chosen(off_chip, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def off_chip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "stft_route", lambda res, dtype: offchip)
+    monkeypatch.setattr(kernels, "stft_route", lambda *_: offchip)
 
 
 # Dtypes. A float32 sum of few terms and an FFT of 32 samples are good to some 2^-24; the gradient
