@@ -234,8 +234,8 @@ MUTATIONS = [
     (
         "grad_scale of the reference missing",
         "reference.py",
-        "scale_gradient(total.to(dtype), plan.grad_scale)",
-        "total.to(dtype)",
+        "scaled = scale_gradient(total, plan.grad_scale)",
+        "scaled = total",
     ),
     ("second derivative missing", "autograd.py", "if torch.is_grad_enabled():", "if False:"),
     (
