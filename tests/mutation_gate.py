@@ -32,6 +32,19 @@ FILES = [
     "backends",
 ]
 
+# Of kernels in Triton: those that see a file's mistakes first.
+TRITON = "kernels/triton/"
+TRITON_FILES = {
+    "common": ["waveform_kernels", "stft_kernels", "triton_backend"],
+    "waveform": ["waveform_kernels", "triton_backend"],
+    "objective": ["waveform_kernels", "stft_kernels", "triton_backend"],
+    "frames": ["stft_kernels", "triton_backend"],
+    "spectrum": ["stft_kernels", "triton_backend"],
+    "fft": ["fft", "onchip"],
+    "onchip": ["onchip"],
+    "__init__": ["triton_backend", "onchip", "stft_kernels"],
+}
+
 OBJECTIVE, STFT = "kernels/eager/objective.py", "kernels/eager/stft.py"
 WAVEFORM, EAGER = "kernels/eager/waveform.py", "kernels/eager/__init__.py"
 
@@ -82,8 +95,8 @@ MUTATIONS = [
     (
         "gradient not divided by the batch",
         OBJECTIVE,
-        'loss.mean(), share / len(sums[0])',
-        'loss.mean(), share',
+        "loss.mean(), share / len(sums[0])",
+        "loss.mean(), share",
     ),
     (
         "borders not folded back",
@@ -251,6 +264,152 @@ MUTATIONS = [
         "torch.is_grad_enabled() and estimates.requires_grad",
         "True",
     ),
+    ("two-state signs in words", TRITON + "common.py", "return (x > 0).to(", "return (x >= 0).to("),
+    (
+        "negative signs lost",
+        TRITON + "common.py",
+        "tl.where(code == 2, -a, 0 * a)",
+        "tl.where(code == 2, a, 0 * a)",
+    ),
+    (
+        "Inf repaired to 0 in a kernel",
+        TRITON + "common.py",
+        "(x > 0).to(x.dtype) - (x < 0).to(x.dtype))",
+        "0.0)",
+    ),
+    ("rows counted in 32 bits", TRITON + "common.py", "row.to(tl.int64)", "row"),
+    (
+        "last chunk longer than the row",
+        TRITON + "waveform.py",
+        "left = tl.minimum(length - start, PLANES * LANES).to(tl.int32)\n        word",
+        "left = PLANES * LANES\n        word",
+    ),
+    ("bad targets not counted", TRITON + "waveform.py", " + (finite(t) == 0).to(DTYPE)", ""),
+    (
+        "repaired samples keep their sign",
+        TRITON + "waveform.py",
+        "code = tl.where(known, code, 0)",
+        "code = code",
+    ),
+    (
+        "eta ignores lmin in a kernel",
+        TRITON + "objective.py",
+        "((l_ref > l_est) & (l_ref > lmin))",
+        "(l_ref > l_est)",
+    ),
+    (
+        "pure L1 in spectra not halved",
+        TRITON + "objective.py",
+        "l1 = (err_re + err_im) / count",
+        "l1 = err_re + err_im",
+    ),
+    ("batch not divided by", TRITON + "objective.py", "share = share / batch", "share = share / 1"),
+    (
+        "overflow hidden in a kernel's gradient",
+        TRITON + "objective.py",
+        "snr_share * C / floor_re, 0.0) + 0 * err_re",
+        "snr_share * C / floor_re, 0.0)",
+    ),
+    (
+        "rows beyond the batch in the sum",
+        TRITON + "objective.py",
+        "total += tl.where(live, row_loss, 0.0)",
+        "total += row_loss",
+    ),
+    (
+        "left border folded one off",
+        TRITON + "frames.py",
+        "(start + lane >= 1)",
+        "(start + lane >= 2)",
+    ),
+    ("right border not folded", TRITON + "frames.py", "offset < pad)", "offset < pad - 1)"),
+    (
+        "bad samples counted in every frame",
+        TRITON + "frames.py",
+        "tl.where(first_frame + i == frame_count - 1, n, hop)",
+        "n + 0 * hop",
+    ),
+    ("odd frames have a Nyquist bin", TRITON + "frames.py", "even = 1 - n % 2", "even = 1 + 0 * n"),
+    ("edge bins halved in a kernel", TRITON + "spectrum.py", "tl.where(edge, 2 * re, re)", "re"),
+    (
+        "frames of a pair exchanged",
+        TRITON + "spectrum.py",
+        "z = tl.join(a_re - b_im, b_re + a_im)",
+        "z = tl.join(b_re - a_im, a_re + b_im)",
+    ),
+    ("butterfly of the wrong sign", TRITON + "fft.py", "yr = 2 * ar - xr", "yr = xr - 2 * ar"),
+    (
+        "twiddles of the next stage",
+        TRITON + "fft.py",
+        "p_twiddles + N + k1 * R3",
+        "p_twiddles + N + k1 * R2",
+    ),
+    (
+        "border reflected with its edge",
+        TRITON + "onchip.py",
+        "last = length - 1\n    return",
+        "last = length - 1 + 0 * length\n    p = tl.where(p < 0, p + 1, p)\n    return",
+    ),
+    (
+        "silent frames keep the other's signs",
+        TRITON + "onchip.py",
+        "if keep != 3:",
+        "if keep == 4:",
+    ),
+    (
+        "a frame that does not exist counts",
+        TRITON + "onchip.py",
+        "there = tl.where(2 * i + 1 < frames, 1.0, 0.0)",
+        "there = 1.0",
+    ),
+    (
+        "bins at 0 halved",
+        TRITON + "onchip.py",
+        "tl.where(c == 0, 2.0, 0.0)",
+        "tl.where(c == 0, 1.0, 0.0)",
+    ),
+    (
+        "dirty stretches not done again",
+        TRITON + "onchip.py",
+        "dirty = first >= 0\n",
+        "dirty = first < 0\n",
+    ),
+    (
+        "conjugates of the next tensor",
+        TRITON + "onchip.py",
+        "tl.where(c == 0, further, high[h])",
+        "tl.where(c >= 0, further, high[h])",
+    ),
+    (
+        "gradient of repaired samples",
+        TRITON + "onchip.py",
+        "return tl.where(finite(e), value, 0.0)",
+        "return value",
+    ),
+    (
+        "stretches begin with half their frames",
+        TRITON + "onchip.py",
+        "for i in range(tl.maximum(first - N // (2 * HOP), 0), stop):",
+        "for i in range(tl.maximum(first - 1, 0), stop):",
+    ),
+    (
+        "level gradient on chip halved",
+        TRITON + "onchip.py",
+        "y += (half_r * N) * level",
+        "y += (half_r * N / 2) * level",
+    ),
+    (
+        "waveform term not written",
+        TRITON + "onchip.py",
+        'kind = "zero" if base.coefficients is None else "waveform"',
+        'kind = "zero"',
+    ),
+    (
+        "inputs not made readable",
+        TRITON + "__init__.py",
+        "    estimates, actuals = readable(estimates), readable(actuals)\n    dtype",
+        "    dtype",
+    ),
 ]
 
 
@@ -262,6 +421,13 @@ def copy_of_the_library(folder: Path) -> Path:
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder / PACKAGE
+
+
+def tests_of(file: str, quick: list[str]) -> list[str]:
+    """The tests that a mistake in a file of the package is to fail."""
+    if not file.startswith(TRITON):
+        return quick
+    return [f"tests/triton_kernels/test_{name}.py" for name in TRITON_FILES[Path(file).stem]]
 
 
 def run_tests(folder: Path, tests: list[str]) -> tuple[bool, str]:
@@ -281,20 +447,23 @@ def main() -> int:
     parser.add_argument("words", nargs="*")
     arguments = parser.parse_args()
     files = FILES if arguments.without_upstream else ["upstream", *FILES]
-    tests = [f"tests/test_{name}.py" for name in files]
+    quick = [f"tests/test_{name}.py" for name in files]
+    chosen = [
+        m for m in MUTATIONS if not arguments.words or any(w in m[0] for w in arguments.words)
+    ]
     missed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         package = copy_of_the_library(folder)
         check = f"import {PACKAGE} as p; assert p.__file__.startswith({str(folder)!r}), p.__file__"
         subprocess.run([sys.executable, "-c", check], cwd=folder, check=True)
-        passed, first = run_tests(folder, tests)
+        passed, first = run_tests(
+            folder, sorted({x for m in chosen for x in tests_of(m[1], quick)})
+        )
         if not passed:
             print(f"the unbroken library fails {first}")
             return 1
-        for title, file, old, new in MUTATIONS:
-            if arguments.words and not any(word in title for word in arguments.words):
-                continue
+        for title, file, old, new in chosen:
             path = package / file
             text = path.read_text()
             if text.count(old) != 1:
@@ -302,7 +471,7 @@ def main() -> int:
                 print(f"STALE    {title}: {text.count(old)} times in {file}: {old!r}", flush=True)
                 continue
             path.write_text(text.replace(old, new))
-            passed, first = run_tests(folder, tests)
+            passed, first = run_tests(folder, tests_of(file, quick))
             path.write_text(text)
             missed += passed
             print(f"{'MISSED  ' if passed else 'noticed '} {title}: {first}"[:160], flush=True)
