@@ -44,8 +44,9 @@ class Slab(NamedTuple):
     frames: int  # of each signal
 
     @property
-    def rows(self) -> int:
-        return self.signals * self.frames
+    def pairs(self) -> int:
+        """Pairs of frames of a signal; where these are odd in number, the last has no partner."""
+        return self.signals * ceil_div(self.frames, 2)
 
     @property
     def span(self) -> tuple[slice, slice]:
@@ -186,7 +187,7 @@ def overlapped(p_framed, window, base, offset, inside, first_row, first_frame, f
 @jit
 def overlap_add_kernel(
     gradient,  # [B, C, L], contiguous, added to
-    framed,  # [pairs, n, 2]: rows 2p and 2p + 1 of the slab side by side
+    framed,  # [pairs, n, 2]: two frames of a signal side by side
     window,  # [n]
     estimates,  # [B, C, L], any row and channel stride; read if LEVEL or SANITIZE
     coefficients,  # [3, B], of which r is read
@@ -214,7 +215,7 @@ def overlap_add_kernel(
     start = first_sample + block * WIDTH
     lane = tl.arange(0, WIDTH)
     inside = lane < first_sample + samples - start
-    first_row = local * frames
+    first_row = local * (frames + frames % 2)
 
     total, squares = overlapped(
         framed, window, start + pad, lane, inside, first_row, first_frame, frames, n, hop
@@ -316,7 +317,7 @@ def overlap_add(
 ) -> None:
     """Add the slab's frames, windowed, overlapped and folded, and r n w^2 e / 2 to ``gradient``.
 
-    ``framed`` is [pairs of rows, n, 2].
+    ``framed`` is [pairs, n, 2].
     """
     batch, channels, length = gradient.shape
     # Samples whose frames, or whose images' frames, may lie in the slab.

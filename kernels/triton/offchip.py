@@ -122,7 +122,7 @@ def stft_gradient(
     n = res.n_fft
 
     def one(slab: Slab) -> None:
-        spectra = gradient.new_empty(ceil_div(slab.rows, 2), n, 2)
+        spectra = gradient.new_empty(slab.pairs, n, 2)
         spectrum_gradient(signs, edges, coefficients, channels, res, slab, spectra)
         framed = torch.fft.ifft(torch.view_as_complex(spectra), norm="forward")
         overlap_add(

@@ -7,7 +7,8 @@ the order in which the FFT wrote them: element 2 (f bins + k) of a signal is Re,
 The gradient's frames are y_j = Re sum_{k <= n/2} G_k exp(2 pi i jk / n), with G = a_re sign Re D +
 i a_im sign Im D. That is the inverse complex FFT of the Hermitian S_k = G_k / 2, S_{n-k} =
 conj(G_k) / 2, but Re G_k at k = 0 and k = n/2. Two frames a, b share one transform, of S_a + i S_b:
-y_a is its real, y_b its imaginary part. (PyTorch's inverse real FFT would copy its input first.)
+y_a is its real, y_b its imaginary part. (PyTorch's inverse real FFT would copy its input first.) They
+are of one signal, because rounding of the one, or what is not a number, shows in the other.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ def half_spectrum(
     signs,
     edges,
     coefficients,
-    slab_row,
+    row,
     k,
     batch,
     channels,
@@ -98,20 +99,19 @@ def half_spectrum(
     first_signal,
     first_frame,
     frames,
-    rows,
     n,
     LEVEL: tl.constexpr,
     LANES: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """S_k of one row of the slab for k <= n / 2, zero past its last row."""
-    live = slab_row < rows
-    slab_row = tl.minimum(slab_row, rows - 1)
-    signal = first_signal + slab_row // frames
+    """S_k for k <= n / 2 of one frame of the slab; zero if it completes the last pair of a signal."""
+    even = frames + frames % 2
+    signal, frame = first_signal + row // even, row % even
+    live = frame < frames
     p_coefficients = coefficients + signal // channels
     a_re = tl.load(p_coefficients).to(DTYPE)
     a_im = tl.load(p_coefficients + batch).to(DTYPE)
-    signal, frame = signal.to(tl.int64), (first_frame + slab_row % frames).to(tl.int64)
+    signal, frame = signal.to(tl.int64), (first_frame + frame).to(tl.int64)
 
     element = frame * (n // 2 + 1) * 2
     block = element // (PLANES * LANES)
@@ -136,7 +136,7 @@ def half_spectrum(
 
 @jit
 def spectrum_gradient_kernel(
-    spectra,  # [pairs of the slab's rows, n, 2], written
+    spectra,  # [pairs of the slab's frames, n, 2], written
     signs,  # [signals, words]
     edges,  # [signals, frames, 2], read if LEVEL
     coefficients,  # [3, B]: a_re, a_im, r
@@ -147,7 +147,6 @@ def spectrum_gradient_kernel(
     first_signal,
     first_frame,
     frames,  # per signal in the slab
-    rows,  # of the slab
     n,
     LEVEL: tl.constexpr,
     LANES: tl.constexpr,
@@ -160,11 +159,11 @@ def spectrum_gradient_kernel(
         k = first + tl.arange(0, LANES)
         a_re, a_im = half_spectrum(
             signs, edges, coefficients, 2 * pair, k, batch, channels, words, edge_stride,
-            first_signal, first_frame, frames, rows, n, LEVEL, LANES, DTYPE,
+            first_signal, first_frame, frames, n, LEVEL, LANES, DTYPE,
         )  # fmt: skip
         b_re, b_im = half_spectrum(
             signs, edges, coefficients, 2 * pair + 1, k, batch, channels, words, edge_stride,
-            first_signal, first_frame, frames, rows, n, LEVEL, LANES, DTYPE,
+            first_signal, first_frame, frames, n, LEVEL, LANES, DTYPE,
         )  # fmt: skip
         z = tl.join(a_re - b_im, b_re + a_im)
         mirrored = tl.join(a_re + b_im, b_re - a_im)
@@ -213,7 +212,7 @@ def spectrum_gradient(
     slab: Slab,
     spectra: Tensor,
 ) -> None:
-    """Write S_a + i S_b of each pair of the slab's rows into ``spectra`` [pairs, n, 2]."""
+    """Write S_a + i S_b of each pair of the slab's frames into ``spectra`` [pairs, n, 2]."""
     lanes = common.CONFIG.lanes
     launch(
         spectrum_gradient_kernel,
@@ -230,7 +229,6 @@ def spectrum_gradient(
         first_signal=slab.first_signal,
         first_frame=slab.first_frame,
         frames=slab.frames,
-        rows=slab.rows,
         n=res.n_fft,
         LEVEL=edges is not None,
         LANES=lanes,

@@ -478,7 +478,9 @@ def test_route(device: torch.device, monkeypatch: pytest.MonkeyPatch):
     for n in SPLITS:
         for share in (2, 4, 8):
             assert stft.stft_route(Resolution(n, n // share, n), torch.float32, 9000) is onchip
-            assert stft.stft_route(Resolution(n, n // share, n // 2), torch.float64, 9000) is offchip
+            assert (
+                stft.stft_route(Resolution(n, n // share, n // 2), torch.float64, 9000) is offchip
+            )
         for length, route in ((2**31 - 2 * n - 1, onchip), (2**31 - 2 * n, offchip)):
             assert stft.stft_route(Resolution(n, n // 4, n), torch.float32, length) is route
     monkeypatch.setattr(kernels, "stft_route", stft.stft_route)

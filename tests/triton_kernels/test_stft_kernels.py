@@ -99,7 +99,7 @@ def test_slabs_cover_every_frame_once(small: common.Config, monkeypatch: pytest.
             for slab in offchip.slabs(signals_, frames, 8):
                 seen[slab.span] += 1
                 # What bounds the memory: a span of 128 frames is the least.
-                assert slab.rows <= max(transient // 8, 128)
+                assert slab.signals * slab.frames <= max(transient // 8, 128)
             assert (seen == 1).all()
 
 
@@ -137,6 +137,24 @@ def test_unknown_samples_propagate(term, device: torch.device):
     got = check(plan, e, t, by_reference=False)
     assert got.evaluation.loss[:2].isfinite().logical_not().all()
     assert got.gradient[2].isfinite().all()
+
+
+@pytest.mark.parametrize("length", [50, 55])
+def test_rows_do_not_meet(length: int, device: torch.device):
+    """Whatever the coefficients of one are, the gradients of others have the bits they have alone.
+
+    Of an odd number of frames and of an even one.
+    """
+    e, t = signals(2, 1, length, dtype=torch.float32, device=device)
+    plan = spectral(SPECTRUM, Resolution(16, 5, 16), reduction="none")
+    found = kernels.statistics(plan, e, t, save=True)
+    alone = kernels.statistics(plan, e[1:], t[1:], save=True)
+    for first in (1e9, float("nan")):
+        rows = torch.tensor([first, 1.0], dtype=torch.float64, device=device).expand(1, 3, 2)
+        got = kernels.gradient(plan, found.saved, rows, e, t)
+        assert torch.equal(
+            got[1:], kernels.gradient(plan, alone.saved, rows[..., 1:], e[1:], t[1:])
+        )
 
 
 def test_one_domain_sanitized_and_the_other_not(device: torch.device):
