@@ -48,7 +48,7 @@ def adaptive_weight(
 
 
 def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
-    """Weighted loss of each of R terms alike, its parts, and its slopes M a_re, M a_im, M r; [R, B].
+    """Weighted loss, parts and slopes M a_re, M a_im, M r, all [R, B], of R terms that are alike.
 
     ``means`` [R, B, COLUMNS] are the statistics by the number of elements M. The loss is
     differentiable with respect to them; the reference relies on that, and on the slopes being

@@ -7,8 +7,8 @@ the order in which the FFT wrote them: element 2 (f bins + k) of a signal is Re,
 The gradient's frames are y_j = Re sum_{k <= n/2} G_k exp(2 pi i jk / n), with G = a_re sign Re D +
 i a_im sign Im D. That is the inverse complex FFT of the Hermitian S_k = G_k / 2, S_{n-k} =
 conj(G_k) / 2, but Re G_k at k = 0 and k = n/2. Two frames a, b share one transform, of S_a + i S_b:
-y_a is its real, y_b its imaginary part. (PyTorch's inverse real FFT would copy its input first.) They
-are of one signal, because rounding of the one, or what is not a number, shows in the other.
+y_a is its real, y_b its imaginary part. (PyTorch's inverse real FFT would copy its input first.)
+They are of one signal, because rounding of the one, or what is not a number, shows in the other.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def half_spectrum(
     LANES: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """S_k for k <= n / 2 of one frame of the slab; zero if it completes the last pair of a signal."""
+    """S_k, k <= n / 2, of a frame of the slab; zero where it but completes a signal's last pair."""
     even = frames + frames % 2
     signal, frame = first_signal + row // even, row % even
     live = frame < frames
