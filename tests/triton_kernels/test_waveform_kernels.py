@@ -34,6 +34,13 @@ def test_rows_and_channels(shape: tuple[int, int, int], device: torch.device):
     check(Plan(BLEND, None, reduction="none"), *signals(*shape, device=device))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_rows_that_are_not_there_have_no_loss(reduction: str, device: torch.device):
+    """Three rows of four that are evaluated side by side; without eps the fourth's is 0 / 0."""
+    plan = Plan(WAVEFORM._replace(eps=0.0), None, reduction=reduction)
+    check(plan, *signals(3, 1, 60, device=device))
+
+
 @pytest.mark.parametrize("term", TERMS.values(), ids=TERMS)
 def test_silence_and_equality(term, device: torch.device):
     """The gradient of |x| at 0 is 0, and no logarithm meets a zero."""
