@@ -4,6 +4,7 @@
     python -m benchmarks --device cuda --out DIR      # a GPU: its tests, then all tables
     python -m benchmarks --quick                      # seconds, to see that it works
     python -m benchmarks --only headline              # a part of it, without pictures
+    python -m benchmarks --only headline --again      # once more, to be taken together
 
 A run that was interrupted goes on where it was: what is in DIR for the same commit, versions and
 device is not measured again.
@@ -104,6 +105,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=("tests", "headline", "tables"))
+    parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -117,7 +119,7 @@ def main() -> int:
         failed.append(TESTS)  # but each case compares its results before it is timed
     todo = jobs(device, options.quick, rest=options.only != "headline")
     for case, figures_of in () if options.only == "tests" else todo:
-        if not case.providers or run.done(case):
+        if not case.providers or (run.done(case) and not options.again):
             continue
         try:
             figures = list(figures_of())

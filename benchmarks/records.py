@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -101,17 +102,27 @@ def _read(path: str) -> str:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; of rows with one key, the last."""
+    """The rows of a file; those of one key, measured at several times, as one."""
     if not path.exists():
         return []
-    rows = {}
+    rows: dict[Key, list[Row]] = {}
     with path.open(newline="") as file:
         for line in csv.DictReader(file):
             key = Key(*(line[name] for name in Key._fields))
             numbers = (float(line[name]) for name in ("median", "p20", "p80"))
             row = Row(key, line["unit"], *numbers, int(line["samples"]), line["date"])
-            rows[key] = row
-    return list(rows.values())
+            rows.setdefault(key, []).append(row)
+    return [together(several) for several in rows.values()]
+
+
+def together(several: list[Row]) -> Row:
+    """The median of what was measured at several times."""
+
+    def median(name: str) -> float:
+        return statistics.median(getattr(row, name) for row in several)
+
+    numbers = {name: median(name) for name in ("median", "p20", "p80")}
+    return several[-1]._replace(samples=sum(row.samples for row in several), **numbers)
 
 
 def append(path: Path, rows: Iterable[Row]) -> None:

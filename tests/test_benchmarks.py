@@ -116,11 +116,14 @@ def row(median: float, **changes: str) -> records.Row:
     return records.Row(key._replace(**changes), "ms", median, median, median, 5, "2026-01-01")
 
 
-def test_table_keeps_the_last_row_of_a_key(tmp_path: Path):
+def test_table_has_the_median_of_several_times(tmp_path: Path):
     path = tmp_path / "new" / "cpu.csv"
     records.append(path, [row(1.5), row(2.5, provider="triton, torch.fft")])
+    records.append(path, [row(9.5)])
     records.append(path, [row(3.5)])
-    assert records.read(path) == [row(3.5), row(2.5, provider="triton, torch.fft")]
+    first, other = records.read(path)
+    assert first == row(3.5)._replace(samples=15)
+    assert other == row(2.5, provider="triton, torch.fft")
     assert path.read_text().count("commit") == 1
 
 
