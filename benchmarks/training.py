@@ -28,7 +28,7 @@ sys.path.append(str(ROOT / "examples"))
 from separator import losses, model, stems, training
 from separator.config import Config
 
-WARM_UP, STEPS = 2, 12
+WARM_UP = 2
 PROCESSES = 2
 
 
@@ -41,6 +41,7 @@ class Setup(NamedTuple):
     sample_rate: int
     autocast: bool
     batch: int = 4
+    steps: int = 12  # that are timed
     variants: bool = True  # also with the loss built anew, and by two processes
 
     def config(self, provider: str) -> Config:
@@ -59,7 +60,7 @@ WIDE = {"width": 128, "blocks": 8, "bands": 64, "n_fft": 2048}
 LARGE = Setup("large model", WIDE, 6.0, 44_100, autocast=True)
 # Seconds a step on a CPU: one example, one way.
 SETUPS = {
-    "cpu": (EXAMPLE, LARGE._replace(batch=1, variants=False)),
+    "cpu": (EXAMPLE, LARGE._replace(batch=1, steps=5, variants=False)),
     "cuda": (LARGE, EXAMPLE._replace(autocast=True), EXAMPLE),
 }
 
@@ -95,13 +96,15 @@ def batch(setup: Setup, world: training.World) -> Tensor:
     return loaded.to(world.device)
 
 
-def interleaved(trainers: dict[str, training.Trainer], data: Tensor) -> dict[str, list[float]]:
+def interleaved(
+    trainers: dict[str, training.Trainer], data: Tensor, steps: int
+) -> dict[str, list[float]]:
     """Milliseconds of the steps of trainers that take turns, until their log is on the host."""
     for _ in range(WARM_UP):
         for trainer in trainers.values():
             trainer.advance(data)
     samples: dict[str, list[float]] = {name: [] for name in trainers}
-    for _ in range(STEPS):
+    for _ in range(steps):
         for name, trainer in trainers.items():
             samples[name].append(1e3 * trainer.advance(data)["seconds"])
     return samples
@@ -118,7 +121,7 @@ def steps(setup: Setup, case: Case, device: torch.device, rebuild: bool) -> Iter
     world = training.World(device)
     data = batch(setup, world)
     trainers = {name: build(setup, name, world, rebuild) for name in case.providers}
-    for name, samples in interleaved(trainers, data).items():
+    for name, samples in interleaved(trainers, data, setup.steps).items():
         yield Figure(name, "time", "ms", samples)
     if case.memory:
         for name, trainer in trainers.items():
@@ -142,7 +145,7 @@ def _process(rank: int, setup: Setup, providers: tuple[str, ...], kind: str, fol
     )
     world = training.World(device, rank, PROCESSES)
     trainers = {name: build(setup, name, world, rebuild=False) for name in providers}
-    samples = interleaved(trainers, batch(setup, world))
+    samples = interleaved(trainers, batch(setup, world), setup.steps)
     if rank == 0:
         Path(folder, "samples").write_text(json.dumps(samples))
     dist.destroy_process_group()

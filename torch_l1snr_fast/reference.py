@@ -93,7 +93,8 @@ def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
         sums += [term_sums(*spectra, plan.spectrum, res) for res in plan.resolutions]
 
     wide = [x.to(sum_dtype(estimates.device)) for x in sums]
-    total, parts, coefficients = combine(plan, wide, *estimates.shape[1:], dtype)
+    _, channels, length = estimates.shape
+    total, parts, coefficients = combine(plan, wide, channels, length, dtype)
     bad = torch.zeros((), device=estimates.device)
     if plan.sanitize_waveform or plan.sanitize_spectrum:
         bad = (~raw[0].isfinite()).sum() + (~raw[1].isfinite()).sum()
