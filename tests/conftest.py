@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,30 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "the losses' tests by Triton in its interpreter, with transforms that it does on-chip"
+    parser.addoption("--on-chip", action="store_true", help=text)
+
+
+def force_on_chip() -> None:
+    """Float64 goes through torch.fft as ever, and tests that start a process or ask for eager fail.
+
+    Made for test_policy, test_options, test_closed_form and the float32 of test_upstream.
+    """
+    sys.path.append(str(Path(__file__).parent / "triton_kernels"))
+    import cases
+    import interpreter
+    import numpy as np
+
+    interpreter.repair()
+    np.seterr(all="ignore")  # results are checked, not signals
+    os.environ["TORCH_L1SNR_FAST_BACKEND"] = "triton"
+    cases.SMALL.update(n_ffts=[256], hop_lengths=[64], win_lengths=[200])
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--on-chip"):
+        force_on_chip()
     # A warning that a test does not expect is a defect of the library or of the test.
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")
 
