@@ -23,7 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def force_on_chip() -> None:
-    """For test_policy, test_options and test_closed_form; float64 goes through torch.fft as ever."""
+    """For test_policy, test_options, test_closed_form; float64 goes through torch.fft as ever."""
     sys.path.append(str(Path(__file__).parent / "triton_kernels"))
     import cases
     import interpreter
@@ -45,8 +45,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 NOT_ON_CHIP = {
-    "test_warning_names_the_cause_and_the_caller": "its lengths are too short for one transform each",
-    "test_usage_examples_of_the_early_readme": "starts a process, which has no repaired interpreter",
+    "test_warning_names_the_cause_and_the_caller": "its lengths are those of small transforms",
+    "test_usage_examples_of_the_early_readme": "starts a process with no repaired interpreter",
     "test_usage_examples_run_as_they_are_after_installing": "the same",
 }
 
