@@ -186,6 +186,14 @@ def test_list_arguments_are_copied(kind: str):
         assert len(getattr(inner(other), name)) == len(getattr(inner(cls("d")), name)) == 3
 
 
+def test_a_number_cannot_take_the_place_of_a_part():
+    """As nn.Module has it, which is not asked about numbers elsewhere."""
+    loss = package.MultiL1SNRDBLoss("loss")
+    with pytest.raises(TypeError, match="time_loss"):
+        loss.time_loss = 0.5
+    assert isinstance(loss.time_loss, package.L1SNRDBLoss)
+
+
 def test_stem_list_is_copied():
     stems = [0, 2]
     loss = build("MultiL1SNRDBLoss", stem_dimension=stems)

@@ -21,8 +21,7 @@ class FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, kernels: ModuleType, save: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        # Autograd looks after views of a tensor that requires a gradient, wherever they are made.
-        found = kernels.statistics(plan, estimates.detach(), actuals, save)
+        found = kernels.statistics(plan, estimates, actuals, save)
         result = kernels.objective(
             plan, found.partials, *estimates.shape[1:], compute_dtype(estimates, actuals)
         )

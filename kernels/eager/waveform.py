@@ -85,9 +85,8 @@ def waveform_gradient(
     """
     dtype = gradient.dtype
     a, _, r = coefficients.to(dtype)[:, :, None, None]
-    alone = (
-        not term.regularize and estimates.dtype == actuals.dtype == dtype
-    )  # one pass in any case
+    # One operator, which has no temporaries, needs no blocks.
+    alone = not term.regularize and estimates.dtype == actuals.dtype == dtype
     for span in [slice(None)] if alone else blocks(estimates):
         e = widened("estimates", estimates[..., span], gradient)
         t = widened("actuals", actuals[..., span], gradient)
