@@ -128,7 +128,7 @@ MUTATIONS = [
     (
         "level without its edge bins",
         STFT,
-        ".square().sum((1, 2)) / 2",
+        ".square().sum((1, 2))",
         ".square().sum((1, 2)) * 0",
     ),
     (
@@ -137,13 +137,20 @@ MUTATIONS = [
         "edge_bins(spectrum, res).addcmul_",
         "edge_bins(spectrum, res).clone().addcmul_",
     ),
-    ("level gradient halved", STFT, "r[group, None], value=n)", "r[group, None], value=n / 2)"),
+    ("level gradient halved", STFT, "group].mT / 2, weights", "group].mT / 4, weights"),
+    ("frames left over not summed", STFT, "magnitudes[:, whole:, side]", "magnitudes[:, :0, side]"),
+    (
+        "coarser resolutions framed from the finest's border",
+        STFT,
+        "x[..., pad - res.pad :",
+        "x[..., max(pad - res.pad - 1, 0) :",
+    ),
     ("later frames added at the start", STFT, "[:, first : first + count]", "[:, :count]"),
     (
         "two-state signs",
         STFT,
-        "signs[group, span] = torch.sign(\n",
-        "signs[group, span] = 1 - 2 * torch.signbit(\n",
+        "= torch.sign(error, out=sign)",
+        "= 1 - 2 * torch.signbit(error).to(sign)",
     ),
     (
         "window left of the centre",

@@ -524,3 +524,15 @@ def test_backends_agree_on_many_signals(rows: int):
     """Enough of them to be handled in groups."""
     loss = build("MultiL1SNRDBLoss", use_spec_regularization=True)
     compare_backends(loss, *signals(rows, 3, 90), 1e-11, 1e-10)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(threads: int):
+    """Of which each sums frames of its own; some are left over."""
+    before = torch.get_num_threads()
+    loss = build("MultiL1SNRDBLoss", use_spec_regularization=True)
+    torch.set_num_threads(threads)
+    try:
+        compare_backends(loss, *signals(1, 1, 90007), 1e-11, 1e-10)
+    finally:
+        torch.set_num_threads(before)

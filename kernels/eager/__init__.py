@@ -55,8 +55,7 @@ def _statistics(
     if plan.waveform is not None:
         partials.append(waveform_statistics(*waves, plan.waveform))
     if plan.spectrum is not None:
-        for resolution in plan.resolutions:
-            sums, *kept = stft_statistics(*spectra, resolution, plan.spectrum, save)
+        for sums, *kept in stft_statistics(*spectra, plan.resolutions, plan.spectrum, save):
             partials.append(sums)
             saved += kept
     return Statistics(tuple(partials), tuple(saved))
@@ -74,20 +73,18 @@ def gradient(
     mask = None if finite is None else finite.to(compute_dtype(estimates, actuals))
     waves, spectra = _inputs(plan, estimates, actuals, finite is not None)
     total = torch.empty(estimates.shape, dtype=compute_dtype(*waves), device=estimates.device)
-    per_term = list(coefficients)
 
     if plan.waveform is not None:
-        waveform_gradient(*waves, per_term.pop(0), plan.waveform, total)
+        waveform_gradient(*waves, coefficients[0], plan.waveform, total)
         if mask is not None and plan.sanitize_waveform:
             total.mul_(mask)
     else:
         total.zero_()
     if plan.spectrum is not None:
         spectral = total if mask is None else torch.zeros_like(total)
-        for i, resolution in enumerate(plan.resolutions):
-            signs, edges = kept[2 * i : 2 * i + 2]
-            assert signs is not None
-            stft_gradient(signs, edges, spectra[0], per_term[i], resolution, spectral)
+        count = len(plan.resolutions)
+        pairs = list(zip(kept[::2], kept[1::2], strict=True))
+        stft_gradient(pairs, spectra[0], coefficients[-count:], plan.resolutions, spectral)
         if mask is not None:
             total.addcmul_(spectral, mask)
     return total.to(estimates.dtype)

@@ -13,26 +13,30 @@ overlap-added squared window, its borders folded back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective, Resolution
+from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, Objective, Resolution
 from .waveform import compute_dtype, sum_dtype
 from .workspace import scratch
 
-BLOCK = 1 << 19  # samples in the frames of a block, over both signals
+BLOCK = 1 << 19  # samples in the frames of a block, of D or of T
 
 
-def groups(signals: int, frames: int, n_fft: int) -> Iterator[tuple[slice, list[slice]]]:
-    """Signals that are handled together, and the blocks of frames within them."""
-    together = max(1, BLOCK // (frames * n_fft))
-    step = max(1, BLOCK // n_fft)
-    spans = [slice(f, min(f + step, frames)) for f in range(0, frames, step)]
-    for s in range(0, signals, together):
-        yield slice(s, min(s + together, signals)), spans
+def groups(signals: int, length: int, resolutions: Sequence[Resolution]) -> list[slice]:
+    """Signals that are handled together: as many as fit a block, at least one."""
+    together = max(1, BLOCK // max(res.frames(length) * res.n_fft for res in resolutions))
+    return [slice(s, min(s + together, signals)) for s in range(0, signals, together)]
+
+
+def spans(signals: int, frames: int, n_fft: int) -> list[slice]:
+    """The frames of a group in blocks of equal size."""
+    count = min(frames, max(1, round(signals * frames * n_fft / BLOCK)))
+    step = -(-frames // count)
+    return [slice(f, min(f + step, frames)) for f in range(0, frames, step)]
 
 
 def reflect(x: Tensor, pad: int) -> None:
@@ -51,14 +55,19 @@ def fold(x: Tensor, length: int, pad: int) -> Tensor:
     return inner
 
 
+def within(x: Tensor, pad: int, res: Resolution) -> Tensor:
+    """Signals with the borders that ``res`` needs, of those with borders of ``pad``."""
+    return x[..., pad - res.pad : x.shape[-1] - pad + res.pad]
+
+
 def overlap_add(out: Tensor, frames: Tensor, window: Tensor, hop: int, first: int) -> None:
     """Add window * frames [S, F, n], of which the first is frame ``first``, to ``out`` [S, L]."""
-    count, n = frames.shape[-2:]
-    for j in range(0, n, hop):
-        piece = frames[..., j : j + hop]
+    count = frames.shape[1]
+    pieces = zip(torch.split(frames, hop, dim=-1), torch.split(window, hop), strict=True)
+    for i, (piece, weight) in enumerate(pieces):
         # Pieces no longer than a hop do not overlap, so each is one in-place pass.
-        place = out[:, j:].unfold(-1, piece.shape[-1], hop)[:, first : first + count]
-        place.addcmul_(piece, window[j : j + hop])
+        place = out[:, i * hop :].unfold(-1, len(weight), hop)[:, first : first + count]
+        place.addcmul_(piece, weight)
 
 
 @lru_cache(maxsize=16)
@@ -78,102 +87,163 @@ def edge_bins(spectrum: Tensor, res: Resolution) -> Tensor:
     return real[..., :: res.n_fft // 2] if res.n_fft % 2 == 0 else real[..., :1]
 
 
+class Spectra:
+    """D and T of all signals at one resolution: their sums, and what the gradient needs."""
+
+    def __init__(
+        self,
+        res: Resolution,
+        length: int,
+        signals: int,
+        together: int,
+        term: Objective,
+        save: bool,
+        like: Tensor,
+    ) -> None:
+        frames, sides = res.frames(length), 1 if term.pure_l1 else 2
+        self.res, self.window = res, res.window(like.dtype, like.device)
+        self.blocks = spans(together, frames, res.n_fft)
+        # Frames are summed in as many shares as have threads of their own, if worth it.
+        self.shares = max(1, min(torch.get_num_threads() // together, self.blocks[0].stop // 16))
+        self.sums = like.new_empty(signals, len(self.blocks), self.shares + 1, sides, res.bins, 2)
+        self.energy = like.new_empty(signals, 2)  # of e and t, in all windowed frames
+        self.signs: Tensor | None = None
+        self.edges: Tensor | None = None
+        if save:
+            self.signs = like.new_empty(signals, frames, res.bins, 2, dtype=torch.int8)
+        if term.regularize:
+            self.edges = like.new_empty(signals, frames, sides, 2 - res.n_fft % 2)
+
+    def transform(self, group: slice, waves: Tensor) -> None:
+        """From padded waves [D and T, S, L + 2 pad]: sums over frames, signs of D, edge bins."""
+        # A frame's D and T side by side: in every pass a thread then writes only what it alone has
+        # read, for a line of memory that two cores have read is slow to write.
+        framed = waves.unfold(-1, self.res.n_fft, self.res.hop_length).permute(1, 2, 0, 3)
+        for i, span in enumerate(self.blocks):
+            frame = framed[:, span]
+            windowed = scratch("frames", *frame.shape, like=self.window)
+            torch.mul(frame, self.window, out=windowed)
+            spectrum = torch.view_as_real(torch.fft.rfft(windowed))
+            if self.signs is not None:
+                error = spectrum[:, :, 0]
+                sign = scratch("spectrum", *error.shape, like=self.window)
+                self.signs[group, span] = torch.sign(error, out=sign)
+            if self.edges is not None:
+                self.edges[group, span] = edge_bins(spectrum, self.res)
+            self.add(spectrum.abs_(), self.sums[group, i])
+
+    def add(self, magnitudes: Tensor, sums: Tensor) -> None:
+        """Sums over the frames of each thread, and over those left over."""
+        step = magnitudes.shape[1] // self.shares
+        whole = step * self.shares
+        shared = torch.unflatten(magnitudes[:, :whole], 1, (self.shares, step))
+        # D and T in the same order, which makes equal ones (an estimate of silence) cancel.
+        for side in range(sums.shape[2]):
+            torch.sum(shared[:, :, :, side], 2, out=sums[:, :-1, side])
+            torch.sum(magnitudes[:, whole:, side], 1, out=sums[:, -1, side])
+
+    def weigh(self, group: slice, side: int, squares: Tensor) -> None:
+        """From squares [S, L] of e (0) or t (1): their sum over all windowed frames."""
+        weights = frame_weights(self.res, squares.shape[-1], squares.dtype, self.window.device)
+        weighted = scratch("weighted", *squares.shape, like=self.window)
+        self.energy[group, side] = torch.mul(squares, weights, out=weighted).sum(-1)
+
+    def results(self, batch: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Partial sums [B, chunks, COLUMNS], the signs of D and E's edge bins."""
+        wide = sum_dtype(self.sums.device)
+        sums = self.sums.to(wide).sum(2).sum(3).flatten(2)
+        partials = sums.new_zeros(*sums.shape[:2], COLUMNS)
+        partials[..., ERR_RE : ERR_RE + sums.shape[-1]] = sums
+        edges = None
+        if self.edges is not None:
+            edges = self.edges.sum(2)  # E = D + T
+            both = torch.stack((edges, self.edges[:, :, 1]), dim=-1)
+            level = self.res.n_fft * self.energy.to(wide) + both.to(wide).square().sum((1, 2))
+            partials[:, 0, Q_EST : Q_REF + 1] = level / 2
+        return partials.view(batch, -1, COLUMNS), self.signs, edges
+
+
 def stft_statistics(
-    estimates: Tensor, actuals: Tensor, res: Resolution, term: Objective, save: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Partial sums [B, chunks, COLUMNS] of one resolution, the signs of D and E's edge bins."""
-    batch, channels, length = estimates.shape
+    estimates: Tensor,
+    actuals: Tensor,
+    resolutions: Sequence[Resolution],
+    term: Objective,
+    save: bool,
+) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Of each resolution the partial sums [B, chunks, COLUMNS], D's signs and E's edge bins."""
+    batch, _, length = estimates.shape
     dtype = compute_dtype(estimates, actuals)
     e, t = estimates.flatten(0, 1), actuals.flatten(0, 1)
-    wide = sum_dtype(e.device)
-    frames, n, bins = res.frames(length), res.n_fft, res.bins
-    window = res.window(dtype, e.device)
-    weights = frame_weights(res, length, dtype, window.device) if term.regularize else None
+    like = e.new_empty(0, dtype=dtype)
+    plan, pad = groups(len(e), length, resolutions), max(res.pad for res in resolutions)
+    found = [Spectra(r, length, len(e), plan[0].stop, term, save, like) for r in resolutions]
 
-    plan = list(groups(batch * channels, frames, n))
-    partials = e.new_zeros(batch * channels, len(plan[0][1]), COLUMNS, dtype=wide)
-    signs = e.new_empty(batch * channels, frames, bins, 2, dtype=torch.int8) if save else None
-    edges = []  # of E and of T
-    if term.regularize:
-        edges = [e.new_empty(batch * channels, frames, 2 - n % 2, dtype=dtype) for _ in range(2)]
-
-    for group, spans in plan:
-        target = t[group].to(dtype)
-        shape = (1 if term.pure_l1 else 2, target.shape[0])
-        waves = scratch("waves", *shape, length + 2 * res.pad, like=window)
-        inner = waves[..., res.pad : res.pad + length]
-        torch.sub(e[group].to(dtype), target, out=inner[0])
+    for group in plan:
+        estimate, target = e[group].to(dtype), t[group].to(dtype)
+        if term.regularize:
+            for side, x in enumerate((estimate, target)):
+                squares = torch.mul(x, x, out=scratch("squares", *x.shape, like=like))
+                for spectra in found:
+                    spectra.weigh(group, side, squares)
+        sides = 1 if term.pure_l1 else 2
+        waves = scratch("waves", sides, len(target), length + 2 * pad, like=like)
+        inner = waves[..., pad : pad + length]
+        torch.sub(estimate, target, out=inner[0])
         if not term.pure_l1:
             inner[1] = target
-        reflect(waves, res.pad)
-        framed = waves.unfold(-1, n, res.hop_length)
-        if weights is not None:
-            power = scratch("frames", *target.shape, like=window)
-            for column, x in ((Q_EST, e[group].to(dtype)), (Q_REF, target)):
-                energy = torch.mul(x, x, out=power).mul_(weights).sum(-1)
-                partials[group, 0, column] = (n / 2) * energy
-        for i, span in enumerate(spans):
-            frame = framed[:, :, span]
-            windowed = torch.mul(frame, window, out=scratch("frames", *frame.shape, like=window))
-            spectrum = torch.view_as_real(torch.fft.rfft(windowed))
-            if signs is not None:
-                error = spectrum[0]
-                signs[group, span] = torch.sign(
-                    error, out=scratch("spectrum", *error.shape, like=window)
-                )
-            if edges:
-                at_edges = edge_bins(spectrum, res)
-                torch.add(at_edges[0], at_edges[1], out=edges[0][group, span])
-                edges[1][group, span] = at_edges[1]
-            # Frames first: that sum runs along memory.
-            sums = spectrum.abs_().sum(2).to(wide).sum(2)
-            partials[group, i, ERR_RE:REF_RE] = sums[0]
-            if not term.pure_l1:
-                partials[group, i, REF_RE:Q_EST] = sums[1]
-    for column, bins_at_edges in zip((Q_EST, Q_REF), edges, strict=False):
-        partials[:, 0, column] += bins_at_edges.to(wide).square().sum((1, 2)) / 2
-    return partials.view(batch, -1, COLUMNS), signs, edges[0] if save and edges else None
+        reflect(waves, pad)
+        for spectra in found:
+            spectra.transform(group, within(waves, pad, spectra.res))
+    return [spectra.results(batch) for spectra in found]
 
 
 def stft_gradient(
-    signs: Tensor,
-    edges: Tensor | None,
+    kept: Sequence[tuple[Tensor | None, Tensor | None]],
     estimates: Tensor,
     coefficients: Tensor,
-    res: Resolution,
+    resolutions: Sequence[Resolution],
     gradient: Tensor,
 ) -> None:
     """Add the adjoint STFT of a_re sign Re D + i a_im sign Im D, and r dQ_est/2de, to ``gradient``.
 
-    ``coefficients`` is [3, B]: a_re, a_im, r. ``gradient`` is [B, C, L], contiguous.
+    ``kept`` are the signs and edge bins of each resolution, ``coefficients`` [R, 3, B] its a_re,
+    a_im and r. ``gradient`` is [B, C, L], contiguous.
     """
     batch, channels, length = estimates.shape
-    dtype, n, frames = gradient.dtype, res.n_fft, res.frames(length)
-    window = res.window(dtype, gradient.device)
-    out = gradient.view(batch * channels, length)
-    per_signal = coefficients.to(dtype).repeat_interleave(channels, dim=1)
-    # The inverse real FFT counts every bin but those at 0 and n/2 twice.
-    halves = window.new_full((res.bins, 1), 0.5)
-    edge_bins(halves[None], res).fill_(1.0)
-    scale = (per_signal[:2].mT[:, None, None, :] * halves).contiguous()
-    r = per_signal[2] / 2
-    if edges is not None:
-        e = estimates.flatten(0, 1)
-        weights = frame_weights(res, length, dtype, window.device)
+    dtype, device = gradient.dtype, gradient.device
+    e, out = estimates.flatten(0, 1), gradient.view(batch * channels, length)
+    per_signal = coefficients.to(dtype).repeat_interleave(channels, dim=-1)
+    plan, pad = groups(len(e), length, resolutions), max(res.pad for res in resolutions)
+    regularize = kept[0][1] is not None
+    if regularize:
+        weights = torch.stack(
+            [res.n_fft * frame_weights(res, length, dtype, device) for res in resolutions]
+        )
+    scales = []
+    for res, part in zip(resolutions, per_signal, strict=True):
+        # The inverse real FFT counts every bin but those at 0 and n/2 twice.
+        halves = part.new_full((res.bins, 1), 0.5)
+        edge_bins(halves[None], res).fill_(1.0)
+        scales.append((part[:2].mT[:, None, None, :] * halves).contiguous())
 
-    for group, spans in groups(batch * channels, frames, n):
-        count = out[group].shape[0]
-        wave = scratch("waves", count, length + 2 * res.pad, like=window).zero_()
-        for span in spans:
-            kept = signs[group, span]
-            spectrum = scratch("spectrum", *kept.shape, like=window).copy_(kept)
-            spectrum.mul_(scale[group])
-            if edges is not None:
-                edge_bins(spectrum, res).addcmul_(edges[group, span], r[group, None, None])
-            y = torch.fft.irfft(torch.view_as_complex(spectrum), n=n, norm="forward")
-            overlap_add(wave, y, window, res.hop_length, span.start)
-        out[group] += fold(wave, length, res.pad)
-        if edges is not None:
-            weighted = scratch("frames", count, length, like=window)
-            torch.mul(e[group].to(dtype), weights, out=weighted)
-            out[group].addcmul_(weighted, r[group, None], value=n)
+    for group in plan:
+        wave = scratch("waves", group.stop - group.start, length + 2 * pad, like=out).zero_()
+        for res, (signs, edges), scale, part in zip(
+            resolutions, kept, scales, per_signal, strict=True
+        ):
+            assert signs is not None
+            window, place = res.window(dtype, device), within(wave, pad, res)
+            for span in spans(plan[0].stop, res.frames(length), res.n_fft):
+                sign = signs[group, span]
+                spectrum = scratch("spectrum", *sign.shape, like=out).copy_(sign)
+                spectrum.mul_(scale[group])
+                if edges is not None:
+                    r = part[2, group, None, None] / 2
+                    edge_bins(spectrum, res).addcmul_(edges[group, span], r)
+                y = torch.fft.irfft(torch.view_as_complex(spectrum), n=res.n_fft, norm="forward")
+                overlap_add(place, y, window, res.hop_length, span.start)
+        out[group] += fold(wave, length, pad)
+        if regularize:
+            per_sample = scratch("weighted", len(wave), length, like=out)
+            torch.mm(per_signal[:, 2, group].mT / 2, weights, out=per_sample)
+            out[group].addcmul_(e[group].to(dtype), per_sample)
