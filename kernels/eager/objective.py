@@ -47,6 +47,11 @@ def adaptive_weight(
     return (lambda0 + eta.float() * delta_lambda * share).detach()
 
 
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """``torch.stack`` that does not copy a single row."""
+    return torch.stack(tuple(rows)) if len(rows) > 1 else rows[0][None]
+
+
 def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
     """Weighted loss, parts and slopes M a_re, M a_im, M r, all [R, B], of R terms that are alike.
 
@@ -56,7 +61,11 @@ def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
     """
     count = term.parts
     error = means[..., ERR_RE : ERR_RE + count]
-    l1 = error.mean(-1) if count > 1 else error[..., 0]
+
+    def sum_of_parts(x: Tensor) -> Tensor:
+        return x.sum(-1) if count > 1 else x[..., 0]
+
+    l1 = sum_of_parts(error) / count
     none = torch.zeros_like(l1)
     d1, level, lam, l_est, l_ref, r = none, none, none, none, none, none
     snr_share = term.weight * (1 - term.l1_weight)
@@ -68,7 +77,7 @@ def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
     else:
         reference = means[..., REF_RE : REF_RE + count]
         floored = error + (term.eps if term.tau == 0 else term.tau * reference + term.eps)
-        d1 = C * torch.log(floored / (reference + term.eps)).sum(-1)
+        d1 = C * sum_of_parts(torch.log(floored / (reference + term.eps)))
         loss = snr_share * d1
         a = (snr_share * C) / floored
         if term.l1_weight > 0:
@@ -100,28 +109,33 @@ def combine(
     Terms of one domain differ in their number of elements alone, so they are evaluated together.
     """
     counts = [elements for _, elements in plan.terms(channels, length)]
-    means = torch.stack([x / elements for x, elements in zip(sums, counts, strict=True)])
-    spectral = len(counts) - len(plan.resolutions)
-    domains = ((plan.waveform, means[:spectral]), (plan.spectrum, means[spectral:]))
-    rows = [torch.stack(evaluate(x, term), dim=1) for term, x in domains if term is not None]
+    means = stacked([x / elements for x, elements in zip(sums, counts, strict=True)])
+    rows = []
+    if plan.waveform is not None:
+        rows.append(torch.stack(evaluate(means[:1], plan.waveform), dim=1))
+    if plan.spectrum is not None:
+        spectra = means[-len(plan.resolutions) :]
+        rows.append(torch.stack(evaluate(spectra, plan.spectrum), dim=1))
     found = torch.cat(rows) if len(rows) > 1 else rows[0]  # [terms, 1 + PARTS + 3, B]
 
-    loss = found[:, 0].sum(0)
     share = plan.grad_scale
-    if plan.reduction == "mean":
-        loss, share = loss.mean(), share / len(sums[0])
-    elif plan.reduction == "sum":
-        loss = loss.sum()
+    if plan.reduction == "none":
+        loss = found[:, 0].sum(0)
+    else:
+        loss = found[:, 0].sum()
+        if plan.reduction == "mean":
+            loss, share = loss / len(sums[0]), share / len(sums[0])
     slopes = found[:, 1 + len(PARTS) :].unbind()
     coefficients = [x * (share / elements) for x, elements in zip(slopes, counts, strict=True)]
-    parts = found[:, 1 : 1 + len(PARTS)].to(dtype).contiguous()
-    return loss.to(dtype), parts, torch.stack(coefficients)
+    parts = found[:, 1 : 1 + len(PARTS)].to(dtype, copy=True, memory_format=torch.contiguous_format)
+    return loss.to(dtype), parts, stacked(coefficients)
 
 
 def objective(
     plan: Plan, partials: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
 ) -> Evaluation:
     """Loss and parts in ``dtype``, and gradient coefficients, of all terms; computed in float64."""
-    sums = [p.sum(1, dtype=sum_dtype(p.device)) for p in partials]
+    wide = [p.to(sum_dtype(p.device)) for p in partials]
+    sums = [p.sum(1) if p.shape[1] > 1 else p[:, 0] for p in wide]
     loss, parts, coefficients = combine(plan, sums, channels, length, dtype)
     return Evaluation(loss, coefficients, parts, sums[-1][:, NONFINITE].sum())
