@@ -22,7 +22,6 @@ CACHE = 128 << 20  # bytes that two rounds of input buffers exceed; the largest 
 SAMPLE_MS = 10.0  # of one timed block of calls, at least
 SECONDS = {"cpu": 1.5, "cuda": 2.0}  # for a case, within these numbers of samples of a provider
 SAMPLES = {"cpu": (7, 15), "cuda": (21, 50)}
-PROCESSES = 3  # that measure a case on a CPU
 REPLAYED = 32  # calls in a CUDA graph, at most
 COMPILATION = 150  # seconds for a compiled case on a GPU; some shapes take minutes
 
@@ -254,14 +253,14 @@ def measure(case: Case, device: torch.device) -> list[Figure]:
     """All figures of a case.
 
     On a CPU in processes of its own, because malloc remembers: what ran before decides which
-    allocations cost page faults, and these can take longer than the loss. And in several, because
-    it is a matter of luck how many they are in one.
+    allocations cost page faults, and these can take longer than the loss. The headline in several,
+    because it is a matter of luck how many they are in one.
     """
     if device.type == "cuda" and COMPILED in case.providers:
         return in_time(COMPILATION, measure_here, case, device)
     if device.type == "cuda":
         return measure_here(case, device)
-    runs = [in_fresh_process(measure_here, case, device) for _ in range(PROCESSES)]
+    runs = [in_fresh_process(measure_here, case, device) for _ in range(case.processes)]
     figures = [
         alike[0]._replace(samples=[x for figure in alike for x in figure.samples])
         for alike in zip(*runs, strict=True)

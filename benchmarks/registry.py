@@ -188,6 +188,7 @@ class Case(NamedTuple):
     mode: str = TRAINING
     dtype: torch.dtype = torch.float32
     memory: bool = False
+    processes: int = 1  # that measure it, on a CPU
 
     def title(self) -> str:
         return f"{self.loss} {shape_text(self.shape)} {dtype_text(self.dtype)} {self.mode}"
@@ -213,7 +214,7 @@ MULTI, TIME = "MultiL1SNRDBLoss", "L1SNRDBLoss"  # what most people use, of eith
 def headline_cases(shape: tuple[int, ...]) -> Iterator[Case]:
     """Every loss at one shape, the most used ones first."""
     for name in sorted(LOSSES, key=lambda name: (name != MULTI, name != TIME)):
-        yield Case(name, shape, EVERY, memory=True)
+        yield Case(name, shape, EVERY, memory=True, processes=3)
 
 
 def cases_alone(shape: tuple[int, ...]) -> Iterator[Case]:

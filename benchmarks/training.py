@@ -60,7 +60,7 @@ WIDE = {"width": 128, "blocks": 8, "bands": 64, "n_fft": 2048}
 LARGE = Setup("large model", WIDE, 6.0, 44_100, autocast=True)
 # Seconds a step on a CPU: one example, one way.
 SETUPS = {
-    "cpu": (EXAMPLE, LARGE._replace(batch=1, steps=5, variants=False)),
+    "cpu": (EXAMPLE, LARGE._replace(batch=1, steps=3, variants=False)),
     "cuda": (LARGE, EXAMPLE._replace(autocast=True), EXAMPLE),
 }
 
