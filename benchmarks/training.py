@@ -58,9 +58,9 @@ EXAMPLE = Setup("example", {}, 2.0, 16_000, autocast=False)
 # A model of the size that is trained for music, on stems of CD quality.
 WIDE = {"width": 128, "blocks": 8, "bands": 64, "n_fft": 2048}
 LARGE = Setup("large model", WIDE, 6.0, 44_100, autocast=True)
-# Seconds a step on a CPU: one example, one way.
+# Seconds a step on a CPU: one short example, one way.
 SETUPS = {
-    "cpu": (EXAMPLE, LARGE._replace(batch=1, steps=3, variants=False)),
+    "cpu": (EXAMPLE, LARGE._replace(batch=1, seconds=2.0, steps=3, variants=False)),
     "cuda": (LARGE, EXAMPLE._replace(autocast=True), EXAMPLE),
 }
 
