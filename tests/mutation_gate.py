@@ -97,8 +97,8 @@ MUTATIONS = [
     (
         "gradient not divided by the batch",
         OBJECTIVE,
-        "loss.mean(), share / len(sums[0])",
-        "loss.mean(), share",
+        "loss / len(sums[0]), share / len(sums[0])",
+        "loss / len(sums[0]), share",
     ),
     (
         "borders not folded back",
@@ -128,7 +128,7 @@ MUTATIONS = [
     (
         "level without its edge bins",
         STFT,
-        ".square().sum((1, 2))",
+        ".square().sum((1, 2)) / 2",
         ".square().sum((1, 2)) * 0",
     ),
     (
@@ -137,10 +137,10 @@ MUTATIONS = [
         "edge_bins(spectrum, res).addcmul_",
         "edge_bins(spectrum, res).clone().addcmul_",
     ),
-    ("level gradient halved", STFT, "group].mT / 2, weights", "group].mT / 4, weights"),
+    ("level gradient halved", STFT, "group].mT, weights", "group].mT / 2, weights"),
     ("frames left over not summed", STFT, "magnitudes[:, whole:, side]", "magnitudes[:, :0, side]"),
     (
-        "coarser resolutions framed from the finest's border",
+        "resolutions with smaller borders framed one off",
         STFT,
         "x[..., pad - res.pad :",
         "x[..., max(pad - res.pad - 1, 0) :",

@@ -82,9 +82,9 @@ def gradient(
         total.zero_()
     if plan.spectrum is not None:
         spectral = total if mask is None else torch.zeros_like(total)
-        count = len(plan.resolutions)
         pairs = list(zip(kept[::2], kept[1::2], strict=True))
-        stft_gradient(pairs, spectra[0], coefficients[-count:], plan.resolutions, spectral)
+        rows = coefficients[-len(pairs) :]
+        stft_gradient(pairs, spectra[0], rows, plan.resolutions, spectral)
         if mask is not None:
             total.addcmul_(spectral, mask)
     return total.to(estimates.dtype)

@@ -47,9 +47,9 @@ def adaptive_weight(
     return (lambda0 + eta.float() * delta_lambda * share).detach()
 
 
-def stacked(rows: Sequence[Tensor]) -> Tensor:
+def stacked(rows: list[Tensor]) -> Tensor:
     """``torch.stack`` that does not copy a single row."""
-    return torch.stack(tuple(rows)) if len(rows) > 1 else rows[0][None]
+    return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
 def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
@@ -119,12 +119,9 @@ def combine(
     found = torch.cat(rows) if len(rows) > 1 else rows[0]  # [terms, 1 + PARTS + 3, B]
 
     share = plan.grad_scale
-    if plan.reduction == "none":
-        loss = found[:, 0].sum(0)
-    else:
-        loss = found[:, 0].sum()
-        if plan.reduction == "mean":
-            loss, share = loss / len(sums[0]), share / len(sums[0])
+    loss = found[:, 0].sum(0) if plan.reduction == "none" else found[:, 0].sum()
+    if plan.reduction == "mean":
+        loss, share = loss / len(sums[0]), share / len(sums[0])
     slopes = found[:, 1 + len(PARTS) :].unbind()
     coefficients = [x * (share / elements) for x, elements in zip(slopes, counts, strict=True)]
     parts = found[:, 1 : 1 + len(PARTS)].to(dtype, copy=True, memory_format=torch.contiguous_format)

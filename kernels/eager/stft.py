@@ -72,13 +72,18 @@ def overlap_add(out: Tensor, frames: Tensor, window: Tensor, hop: int, first: in
 
 @lru_cache(maxsize=16)
 @torch.inference_mode(False)  # an inference tensor could not be used in training later
-def frame_weights(res: Resolution, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Sum over frames of the squared window on each sample, [L]; never to be written."""
-    window = res.window(dtype, device)
-    out = window.new_zeros(1, length + 2 * res.pad)
-    frames = window.expand(1, res.frames(length), res.n_fft)
-    overlap_add(out, frames, window, res.hop_length, 0)
-    return fold(out, length, res.pad)[0].contiguous()
+def level_weights(
+    resolutions: tuple[Resolution, ...], length: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """What x^2 counts in sum |X|^2, but for the edge bins: [R, L]; never to be written."""
+    rows = []
+    for res in resolutions:
+        window = res.window(dtype, device)
+        out = window.new_zeros(1, length + 2 * res.pad)
+        frames = window.expand(1, res.frames(length), res.n_fft)
+        overlap_add(out, frames, window, res.hop_length, 0)
+        rows.append(fold(out, length, res.pad)[0] * (res.n_fft / 2))
+    return torch.stack(rows)
 
 
 def edge_bins(spectrum: Tensor, res: Resolution) -> Tensor:
@@ -100,19 +105,20 @@ class Spectra:
         save: bool,
         like: Tensor,
     ) -> None:
-        frames, sides = res.frames(length), 1 if term.pure_l1 else 2
+        frames, self.sides = res.frames(length), 1 if term.pure_l1 else 2
         self.res, self.window = res, res.window(like.dtype, like.device)
         self.blocks = spans(together, frames, res.n_fft)
         # Frames are summed in as many shares as have threads of their own, if worth it.
         self.shares = max(1, min(torch.get_num_threads() // together, self.blocks[0].stop // 16))
-        self.sums = like.new_empty(signals, len(self.blocks), self.shares + 1, sides, res.bins, 2)
-        self.energy = like.new_empty(signals, 2)  # of e and t, in all windowed frames
+        shape = (signals, len(self.blocks), self.shares + 1, self.sides, res.bins, 2)
+        self.sums = like.new_empty(shape)
+        self.energy = like.new_empty(signals, 2)  # of E and T, but for the edge bins
         self.signs: Tensor | None = None
         self.edges: Tensor | None = None
         if save:
             self.signs = like.new_empty(signals, frames, res.bins, 2, dtype=torch.int8)
         if term.regularize:
-            self.edges = like.new_empty(signals, frames, sides, 2 - res.n_fft % 2)
+            self.edges = like.new_empty(signals, frames, self.sides, 2 - res.n_fft % 2)
 
     def transform(self, group: slice, waves: Tensor) -> None:
         """From padded waves [D and T, S, L + 2 pad]: sums over frames, signs of D, edge bins."""
@@ -138,13 +144,12 @@ class Spectra:
         whole = step * self.shares
         shared = torch.unflatten(magnitudes[:, :whole], 1, (self.shares, step))
         # D and T in the same order, which makes equal ones (an estimate of silence) cancel.
-        for side in range(sums.shape[2]):
+        for side in range(self.sides):
             torch.sum(shared[:, :, :, side], 2, out=sums[:, :-1, side])
             torch.sum(magnitudes[:, whole:, side], 1, out=sums[:, -1, side])
 
-    def weigh(self, group: slice, side: int, squares: Tensor) -> None:
-        """From squares [S, L] of e (0) or t (1): their sum over all windowed frames."""
-        weights = frame_weights(self.res, squares.shape[-1], squares.dtype, self.window.device)
+    def weigh(self, group: slice, side: int, squares: Tensor, weights: Tensor) -> None:
+        """From squares [S, L] of e (0) or t (1): the energy of E or T."""
         weighted = scratch("weighted", *squares.shape, like=self.window)
         self.energy[group, side] = torch.mul(squares, weights, out=weighted).sum(-1)
 
@@ -158,15 +163,16 @@ class Spectra:
         if self.edges is not None:
             edges = self.edges.sum(2)  # E = D + T
             both = torch.stack((edges, self.edges[:, :, 1]), dim=-1)
-            level = self.res.n_fft * self.energy.to(wide) + both.to(wide).square().sum((1, 2))
-            partials[:, 0, Q_EST : Q_REF + 1] = level / 2
-        return partials.view(batch, -1, COLUMNS), self.signs, edges
+            at_edges = both.to(wide).square().sum((1, 2)) / 2
+            partials[:, 0, Q_EST : Q_REF + 1] = self.energy.to(wide) + at_edges
+        kept = edges if self.signs is not None else None
+        return partials.view(batch, -1, COLUMNS), self.signs, kept
 
 
 def stft_statistics(
     estimates: Tensor,
     actuals: Tensor,
-    resolutions: Sequence[Resolution],
+    resolutions: tuple[Resolution, ...],
     term: Objective,
     save: bool,
 ) -> list[tuple[Tensor, Tensor | None, Tensor | None]]:
@@ -178,15 +184,17 @@ def stft_statistics(
     plan, pad = groups(len(e), length, resolutions), max(res.pad for res in resolutions)
     found = [Spectra(r, length, len(e), plan[0].stop, term, save, like) for r in resolutions]
 
+    if term.regularize:
+        weights = level_weights(resolutions, length, dtype, found[0].window.device)
+
     for group in plan:
         estimate, target = e[group].to(dtype), t[group].to(dtype)
         if term.regularize:
             for side, x in enumerate((estimate, target)):
                 squares = torch.mul(x, x, out=scratch("squares", *x.shape, like=like))
-                for spectra in found:
-                    spectra.weigh(group, side, squares)
-        sides = 1 if term.pure_l1 else 2
-        waves = scratch("waves", sides, len(target), length + 2 * pad, like=like)
+                for spectra, row in zip(found, weights, strict=True):
+                    spectra.weigh(group, side, squares, row)
+        waves = scratch("waves", found[0].sides, len(target), length + 2 * pad, like=like)
         inner = waves[..., pad : pad + length]
         torch.sub(estimate, target, out=inner[0])
         if not term.pure_l1:
@@ -201,7 +209,7 @@ def stft_gradient(
     kept: Sequence[tuple[Tensor | None, Tensor | None]],
     estimates: Tensor,
     coefficients: Tensor,
-    resolutions: Sequence[Resolution],
+    resolutions: tuple[Resolution, ...],
     gradient: Tensor,
 ) -> None:
     """Add the adjoint STFT of a_re sign Re D + i a_im sign Im D, and r dQ_est/2de, to ``gradient``.
@@ -210,40 +218,40 @@ def stft_gradient(
     a_im and r. ``gradient`` is [B, C, L], contiguous.
     """
     batch, channels, length = estimates.shape
-    dtype, device = gradient.dtype, gradient.device
+    dtype = gradient.dtype
     e, out = estimates.flatten(0, 1), gradient.view(batch * channels, length)
     per_signal = coefficients.to(dtype).repeat_interleave(channels, dim=-1)
     plan, pad = groups(len(e), length, resolutions), max(res.pad for res in resolutions)
+    rates = per_signal[:, 2]
     regularize = kept[0][1] is not None
     if regularize:
-        weights = torch.stack(
-            [res.n_fft * frame_weights(res, length, dtype, device) for res in resolutions]
-        )
-    scales = []
+        weights = level_weights(resolutions, length, dtype, out.device)
+    scales, blocks = [], []
     for res, part in zip(resolutions, per_signal, strict=True):
         # The inverse real FFT counts every bin but those at 0 and n/2 twice.
         halves = part.new_full((res.bins, 1), 0.5)
         edge_bins(halves[None], res).fill_(1.0)
         scales.append((part[:2].mT[:, None, None, :] * halves).contiguous())
+        blocks.append(spans(plan[0].stop, res.frames(length), res.n_fft))
 
     for group in plan:
         wave = scratch("waves", group.stop - group.start, length + 2 * pad, like=out).zero_()
-        for res, (signs, edges), scale, part in zip(
-            resolutions, kept, scales, per_signal, strict=True
+        for res, (signs, edges), scale, rate, parts in zip(
+            resolutions, kept, scales, rates, blocks, strict=True
         ):
             assert signs is not None
-            window, place = res.window(dtype, device), within(wave, pad, res)
-            for span in spans(plan[0].stop, res.frames(length), res.n_fft):
+            window, place = res.window(dtype, out.device), within(wave, pad, res)
+            for span in parts:
                 sign = signs[group, span]
                 spectrum = scratch("spectrum", *sign.shape, like=out).copy_(sign)
                 spectrum.mul_(scale[group])
                 if edges is not None:
-                    r = part[2, group, None, None] / 2
-                    edge_bins(spectrum, res).addcmul_(edges[group, span], r)
+                    r = rate[group, None, None]
+                    edge_bins(spectrum, res).addcmul_(edges[group, span], r, value=0.5)
                 y = torch.fft.irfft(torch.view_as_complex(spectrum), n=res.n_fft, norm="forward")
                 overlap_add(place, y, window, res.hop_length, span.start)
         out[group] += fold(wave, length, pad)
         if regularize:
             per_sample = scratch("weighted", len(wave), length, like=out)
-            torch.mm(per_signal[:, 2, group].mT / 2, weights, out=per_sample)
+            torch.mm(rates[:, group].mT, weights, out=per_sample)
             out[group].addcmul_(e[group].to(dtype), per_sample)
