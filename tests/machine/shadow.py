@@ -1,0 +1,150 @@
+"""Which bytes of which tensors have been written: by kernels, by PyTorch, or not yet."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from .simt import Memory
+
+FRESH = {"empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like"}
+OVERWRITES = {
+    "copy_",
+    "zero_",
+    "fill_",
+    "uniform_",
+    "normal_",
+    "random_",
+    "bernoulli_",
+    "exponential_",
+}
+
+
+@dataclass
+class UnwrittenRead:
+    """An operator of PyTorch that read memory which nothing had written."""
+
+    operator: str
+    argument: int
+    elements: int
+    where: str
+
+    def __str__(self) -> str:
+        return f"{self.operator} reads {self.elements} unwritten elements of argument {self.argument} at {self.where}"  # noqa: E501
+
+
+class Tracker(TorchDispatchMode):
+    """Inside, fresh memory counts as unwritten, and is filled with ``poison``.
+
+    Storages live as long as the tracker, so that no address comes to mean another.
+    """
+
+    def __init__(self, poison: int = 0xFF) -> None:
+        super().__init__()
+        self.poison = poison
+        self.memories: dict[int, Memory] = {}
+        self.held: list[Any] = []
+        self.findings: list[UnwrittenRead] = []
+        self.fresh = 0
+
+    def memory_of(self, x: torch.Tensor) -> Memory:
+        storage = x.untyped_storage()
+        lo = storage.data_ptr()
+        known = self.memories.get(lo)
+        if known is None or known.hi != lo + storage.nbytes():
+            known = Memory(lo, lo + storage.nbytes(), x.element_size())
+            self.memories[lo] = known
+            self.held.append(storage)
+        if x.element_size() < known.granule:
+            known.granule, known.shadow = x.element_size(), None
+        return known
+
+    def written(self, x: torch.Tensor) -> np.ndarray | None:
+        """A view of the bytes' marks with the tensor's shape and strides; None if all are."""
+        known = self.memories.get(x.untyped_storage().data_ptr())
+        if known is None or known.init is None:
+            return None
+        size = x.element_size()
+        return np.lib.stride_tricks.as_strided(
+            known.init[x.storage_offset() * size :],
+            (*x.shape, size),
+            (*[s * size for s in x.stride()], 1),
+        )
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = function.overloadpacket.__name__
+        arguments = function._schema.arguments
+        if any(not plain(x) for x in tensors((args, kwargs))):
+            return function(*args, **kwargs)
+        if function.namespace != "aten":  # whatever it writes, it may be all that it is given
+            result = function(*args, **kwargs)
+            self.mark((args, kwargs, result))
+            return result
+        writes = {
+            a.name: i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write
+        }
+        view = any(a.alias_info and not a.alias_info.is_write for a in arguments)
+        # What is written without being read before.
+        out = function._overloadname.startswith(("out", "grad_input")) or name in OVERWRITES
+        if not view and name not in FRESH:
+            for i, a in enumerate(args):
+                if not (out and i in writes.values()):
+                    for x in tensors(a):
+                        self.read(name, i, x)
+        result = function(*args, **kwargs)
+        if name in FRESH:
+            for x in tensors(result):
+                self.allocated(x)
+        elif not view:
+            written = [args[i] for i in writes.values() if i < len(args)]
+            self.mark((result, written, [kwargs[n] for n in writes if n in kwargs]))
+        return result
+
+    def mark(self, x: Any) -> None:
+        for y in tensors(x):
+            marks = self.written(y) if plain(y) else None
+            if marks is not None:
+                marks[...] = 1
+
+    def read(self, name: str, argument: int, x: torch.Tensor) -> None:
+        marks = self.written(x) if x.numel() else None
+        if marks is None or marks.all():
+            return
+        count = int((~marks.astype(bool).all(-1)).sum())
+        frame = sys._getframe(1)
+        while frame.f_back and (
+            "torch/" in frame.f_code.co_filename or frame.f_code.co_filename == __file__
+        ):
+            frame = frame.f_back
+        where = f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+        self.findings.append(UnwrittenRead(name, argument, count, where))
+
+    def allocated(self, x: torch.Tensor) -> None:
+        size = x.untyped_storage().nbytes()
+        if not size or not plain(x):
+            return
+        self.memory_of(x).init = np.zeros(size + 8, np.uint8)
+        ctypes.memset(x.untyped_storage().data_ptr(), self.poison, size)
+        self.fresh += 1
+
+
+def tensors(x: Any) -> list[torch.Tensor]:
+    return [y for y in tree_flatten(x)[0] if isinstance(y, torch.Tensor)]
+
+
+def plain(x: torch.Tensor) -> bool:
+    """With memory of its own kind: not a tensor that a transform or a compiler traces with."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x) or x._is_zerotensor()
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter) and x.layout == torch.strided and not wrapped
+    )
