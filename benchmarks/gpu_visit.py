@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -51,6 +52,9 @@ class Step(NamedTuple):
     tool_arguments: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
     always: bool = False  # in every call: what it makes does not outlast the machine
+    harmless: Callable[[str], bool] | None = (
+        None  # whether what it printed is no fault all the same
+    )
 
     def command(self) -> list[str] | None:
         """What to run, or None where the tool is missing."""
@@ -82,9 +86,11 @@ def steps(out: Path) -> list[Step]:
         Step("time of each kernel", 120, ["benchmarks.per_kernel", *to_out]),
         Step("every kernel", 150, every_kernel),
         sanitizer("memcheck", every_kernel),
-        sanitizer("racecheck", every_kernel),
+        sanitizer("racecheck", every_kernel)._replace(harmless=only_false_alarms),
+        Step("bits of other assemblers", 300, ["benchmarks.bits"]),
         Step("kernel tests", 240, ["pytest", *kernel_tests, *offline]),
         counters(out, ["benchmarks.per_kernel", "--once"]),
+        Step("share of the issue rate", 30, ["benchmarks.per_kernel", "--issue", *to_out]),
         Step("tables", 420, [*measure, "tables"]),
         Step("rounding errors", 120, ["benchmarks.accuracy", "--device", "cuda", *to_out]),
     ]
@@ -93,8 +99,43 @@ def steps(out: Path) -> list[Step]:
 def sanitizer(name: str, arguments: list[str]) -> Step:
     """A program under one of compute-sanitizer's tools; each of its tensors has its own bounds."""
     options = ("--tool", name, "--target-processes", "application-only", "--error-exitcode", "9")
+    if name == "racecheck":
+        options += ("--racecheck-report", "hazard", "--print-limit", "100000")
     no_cache = (("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),)
     return Step(name, 150, arguments, "compute-sanitizer", options, no_cache)
+
+
+HAZARD = re.compile(
+    r"(?P<severity>Error|Warning): .*?(?P<kind>RAW|WAR|WAW) hazard detected at (?P<place>\S+).*?\n"
+    r".*? Thread \((?P<one>\d+),.*? at (?P<first>.*)\n"
+    r".*? Thread \((?P<other>\d+),.*? at (?P<second>.*)\n"
+)
+SUMMARY = re.compile(
+    r"RACECHECK SUMMARY: (\d+) hazards? displayed \((\d+) errors?, (\d+) warnings?\)"
+)
+
+
+def only_false_alarms(text: str) -> bool:
+    """Whether racecheck found but what Triton's reductions over several warps are known for.
+
+    There all lanes of a warp write the one sum that each of them has to one place in shared memory,
+    by one instruction (triton-lang/triton issue 7264). Whether they have the same bits is tested by
+    the machine in tests/machine; another pair of accesses is a fault.
+    """
+    summary = SUMMARY.search(text)
+    hazards = list(HAZARD.finditer(text))
+    return (
+        summary is not None
+        and "FAILED" not in text  # of the program's own results
+        and len(hazards) == int(summary[1]) > 0
+        and all(
+            hazard["kind"] == "WAW"
+            and hazard["place"] == "__shared__"
+            and hazard["first"] == hazard["second"]
+            and int(hazard["one"]) // 32 == int(hazard["other"]) // 32
+            for hazard in hazards
+        )
+    )
 
 
 def counters(out: Path, arguments: list[str]) -> Step:
@@ -126,8 +167,9 @@ class Status:
 def run(step: Step, seconds: float, log: Path, environment: dict[str, str]) -> str:
     """The result of a step, whose output is added to the log."""
     command = step.command()
-    with log.open("a") as file:
+    with log.open("a+") as file:
         print(f"\n==== {step.name}: {command or step.tool}", file=file, flush=True)
+        begin = file.tell()
         if command is None:
             return MISSING
         process = subprocess.Popen(
@@ -139,7 +181,11 @@ def run(step: Step, seconds: float, log: Path, environment: dict[str, str]) -> s
             start_new_session=True,  # so that it can be ended with all that it starts
         )
         try:
-            return PASSED if process.wait(seconds) == 0 else f"{FAILED} ({process.returncode})"
+            code = process.wait(seconds)
+            file.seek(begin)
+            if code == 0 or (step.harmless is not None and step.harmless(file.read())):
+                return PASSED
+            return f"{FAILED} ({code})"
         except subprocess.TimeoutExpired:
             return TIMEOUT
         finally:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from .clock import Clock
 from .registry import COMPILED, GRAPH, LOSSES, PROVIDERS, TRAINING, UPSTREAM, Case, Step
 
 CACHE = 128 << 20  # bytes that two rounds of input buffers exceed; the largest cache has less
@@ -232,6 +233,7 @@ def measure_here(case: Case, device: torch.device) -> list[Figure]:
     """Times, and on a GPU the peak memory; raises ArithmeticError as :func:`compare` does."""
     pairs = input_pairs(case, device)
     steps = {name: build(case, name, device) for name in case.providers}
+    mhz = None
     if case.mode == GRAPH:
         samples = {name: replayed(name, steps[name], pairs, device) for name in steps}
     else:
@@ -239,8 +241,13 @@ def measure_here(case: Case, device: torch.device) -> list[Figure]:
         if PROVIDERS[UPSTREAM].serves(LOSSES[case.loss], device):
             judge = {UPSTREAM: build(case, UPSTREAM, device)}
         compare(case, judge | steps, pairs[0])
-        samples = interleaved(steps, pairs, device)
+        start = time.monotonic()
+        with Clock(device) as clock:
+            samples = interleaved(steps, pairs, device)
+        mhz = clock.since(start)
     figures = [Figure(name, "time", "ms", values) for name, values in samples.items()]
+    if mhz is not None:
+        figures.append(Figure("all of them", "SM clock", "MHz", [mhz]))
     if case.memory and device.type == "cuda":
         for name, step in steps.items():
             with PROVIDERS[name].context():

@@ -2,9 +2,12 @@
 
     python -m benchmarks.per_kernel --out DIR     # DIR/kernels.csv
     python -m benchmarks.per_kernel --once        # one warm call of each loss, for ncu to look at
+    python -m benchmarks.per_kernel --issue --out DIR   # of DIR/kernels.csv and DIR/counters.csv
 
 Bytes are counted as in :mod:`benchmarks.traffic`: every tensor that a kernel is given once, twice
-if it is updated. All that PyTorch launches itself, cuFFT above all, is one line.
+if it is updated. All that PyTorch launches itself, cuFFT above all, is one line. The share of the
+issue rate is the warp instructions that ncu counted by those that the multiprocessors could have
+issued in the kernel's time, four a cycle each, at the clock that they had meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import csv
 import itertools
 import math
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,11 +30,15 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from . import records
+from .clock import Clock
 from .measure import Pairs, build, input_pairs, timer
 from .registry import HEADLINE, LOSSES, MULTI, OURS, PROVIDERS, Case, shape_text
 from .traffic import Counter, Traffic, kernel_bytes
 
 CALLS = 20
+BUSY = 0.5  # seconds of work before a clock is read, which NVML samples a few times a second
+ISSUED = 4  # warp instructions in a cycle of a multiprocessor, at most
+EXECUTED = "smsp__inst_executed.sum"  # ncu's name for warp instructions
 PYTORCH = "PyTorch and cuFFT"
 COPIED = 1 << 30  # bytes of the copy that bandwidth is measured with
 WAYS = [
@@ -60,6 +68,7 @@ class Line(NamedTuple):
     bytes: int
     gb_per_s: float
     share_of_copy: float
+    sm_mhz: float
 
 
 def transform_size(given: dict[str, Any]) -> int:
@@ -114,7 +123,7 @@ def attribute(events: list[Event], launches: list[Launch]) -> dict[tuple[str, in
 
 
 def lines(
-    loss: str, provider: str, pairs: Pairs, device: torch.device, copy: float
+    loss: str, provider: str, pairs: Pairs, device: torch.device, copy: float, clock: Clock
 ) -> Iterator[Line]:
     """Every kernel of a provider's forward and backward, the slowest first."""
     case = Case(loss, tuple(pairs[0][0].shape), (provider,))
@@ -130,8 +139,13 @@ def lines(
             for _ in range(CALLS):
                 step(*next(rotation))
 
+        start = time.monotonic()
+        while time.monotonic() < start + BUSY:
+            run()
+            torch.cuda.synchronize()
         with noted_launches() as launches:
             events = device_events(run)
+        mhz = clock.since(start + BUSY / 2) or math.nan
 
     sizes = {(PYTORCH, 0): traffic.bytes}
     for kernel, n_fft, size in once:
@@ -142,7 +156,7 @@ def lines(
         rate = 1e-6 * sizes[kernel, n_fft] / ms
         name = f"{kernel}, {n_fft}" if n_fft else kernel
         size = sizes[kernel, n_fft]
-        yield Line(loss, provider, name, len(times) / CALLS, ms, size, rate, rate / copy)
+        yield Line(loss, provider, name, len(times) / CALLS, ms, size, rate, rate / copy, mhz)
 
 
 def copy_bandwidth(device: torch.device, size: int = COPIED) -> float:
@@ -168,6 +182,38 @@ def call_once(pairs: Pairs, device: torch.device) -> None:
                 torch.cuda.synchronize()
 
 
+def issue_share(instructions: float, ms: float, mhz: float, multiprocessors: int) -> float:
+    """Of the warp instructions that could have been issued in that time at that clock."""
+    return instructions / (ISSUED * multiprocessors * mhz * 1e3 * ms)
+
+
+def print_issue_shares(folder: Path, multiprocessors: int) -> None:
+    """Of each kernel that ncu looked at, in its order: that of launches, by growing transforms."""
+    with (folder / "counters.csv").open(newline="") as file:
+        text = [line for line in file if not line.startswith("==")]
+    counted: dict[str, list[float]] = {}
+    for row in csv.DictReader(text):
+        if row["Kernel Name"]:  # the first row has the units
+            number = float(row[EXECUTED].replace(",", ""))
+            counted.setdefault(row["Kernel Name"], []).append(number)
+    with (folder / "kernels.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def place(row: dict[str, str]) -> tuple[int, int]:
+        size = row["kernel"].rpartition(", ")[2]
+        return WAYS.index((row["loss"], row["provider"])), int(size) if size.isdigit() else 0
+
+    for row in sorted(rows, key=place):
+        name = row["kernel"].partition(", ")[0]
+        if name in counted:
+            for _ in range(round(float(row["launches"]))):
+                instructions = counted[name].pop(0)
+            share = issue_share(
+                instructions, float(row["ms"]), float(row["sm_mhz"]), multiprocessors
+            )
+            print(f"{row['loss']:18}{row['provider']:19}{row['kernel']:34}{share:7.2f} of issue")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.per_kernel",
@@ -176,8 +222,13 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("."), metavar="DIR")
     parser.add_argument("--once", action="store_true")
+    parser.add_argument("--issue", action="store_true")
     options = parser.parse_args()
     device = torch.device("cuda")
+    if options.issue:
+        properties = torch.cuda.get_device_properties(device)
+        print_issue_shares(options.out, properties.multi_processor_count)
+        return
     pairs = input_pairs(Case(MULTI, HEADLINE["cuda"], (OURS["cuda"],)), device)
     if options.once:
         call_once(pairs, device)
@@ -185,17 +236,18 @@ def main() -> None:
     copy = copy_bandwidth(device)
     place = (records.commit(), records.versions(), records.device_text(device))
     print(f"copy {copy:.0f} GB/s")
-    with (options.out / "kernels.csv").open("w", newline="") as file:
+    with Clock(device) as clock, (options.out / "kernels.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("commit", "versions", "device", "shape", "copy_gb_per_s", *Line._fields))
         for loss, provider in WAYS:
-            for line in lines(loss, provider, pairs, device, copy):
+            for line in lines(loss, provider, pairs, device, copy, clock):
                 numbers = [f"{x:.6g}" if isinstance(x, float) else x for x in line]
                 writer.writerow((*place, shape_text(HEADLINE["cuda"]), f"{copy:.6g}", *numbers))
                 file.flush()
                 print(
                     f"{line.loss:18}{line.provider:19}{line.kernel:34}{line.launches:6.1f}"
-                    f"{line.ms:9.4f} ms{line.gb_per_s:8.0f} GB/s{line.share_of_copy:7.2f}",
+                    f"{line.ms:9.4f} ms{line.gb_per_s:8.0f} GB/s{line.share_of_copy:7.2f}"
+                    f"{line.sm_mhz:7.0f} MHz",
                     flush=True,
                 )
 
