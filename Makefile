@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: test demo style bench clean
+.PHONY: docs
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -26,6 +27,14 @@ style: $(READY)
 	rm -rf build/typed
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target build/typed .
 	cd build/typed && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml
+
+# The site in build/docs: these pages and the docstrings. A warning, so a dead link, is an error.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --nitpicky --quiet --fresh-env docs build/docs
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks

@@ -1,27 +1,44 @@
-"""The code in the README runs, in the order in which it is read."""
+"""The documentation: its code runs, its links lead somewhere."""
 
 from __future__ import annotations
 
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+from pages import ROOT, run_blocks
 
-README = Path(__file__).parents[1] / "README.md"
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md")
+)
 
 
-def test_python_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """One namespace for all, since a reader goes from top to bottom."""
-    text = README.read_text()
-    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
-    assert blocks, "the README shows no code"
+def test_readme_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     # install_as_torch_l1_snr() is among the code; other tests in this process want the original.
     for name in ("torch_l1_snr", "torch_l1_snr.l1snr", "torch_l1snr", "torch_l1snr.l1snr"):
         monkeypatch.setitem(sys.modules, name, sys.modules.get(name))
-    names: dict[str, Any] = {"__name__": "__readme__"}
-    for block in blocks:
-        line = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * line + block[1], str(README), "exec"), names)
+    run_blocks("README.md")
+
+
+def test_identities_of_the_mathematics():
+    run_blocks("docs/mathematics.md")
+
+
+def anchor(heading: str) -> str:
+    """The anchor that a heading gets where pages are shown."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str):
+    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if "://" in target:
+            continue
+        path, _, fragment = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page} links to {target}, which does not exist"
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{page} links to {target}: no such heading"

@@ -1,7 +1,7 @@
 """The losses as stateless functions, and the settings they share with the modules.
 
 Every argument has the name, default and meaning that it has in the module of the same loss
-(:mod:`torch_l1snr_fast.losses`), where formulas, units and sources are given.
+(:class:`~torch_l1snr_fast.L1SNRLoss` and its kin), where formulas, units and sources are given.
 """
 
 from __future__ import annotations

@@ -339,7 +339,8 @@ class STFTL1SNRDBLoss(_L1Weighted):
     torch-l1-snr's.)
 
     Args:
-        name, weight, lambda0, delta_lambda, l1snr_eps, dbrms_eps, lmin, use_regularization,
+        name, weight, lambda0, delta_lambda, l1snr_eps, dbrms_eps, lmin, use_regularization: as in
+            :class:`L1SNRDBLoss`.
         l1_weight, ref_level, grad_scale, l1_scale, reduction: as in :class:`L1SNRDBLoss`.
         n_ffts, hop_lengths, win_lengths: of each resolution, in samples. Windows shorter than n_fft
             are centred in it.
@@ -480,8 +481,8 @@ class MultiL1SNRDBLoss(_L1Weighted):
         spec_weight: share of the STFT domain, 0 to 1.
         l1_weight, lambda0, delta_lambda, l1snr_eps, dbrms_eps, lmin, ref_level: of both domains.
         use_time_regularization, use_spec_regularization: level matching in either domain.
-        n_ffts, hop_lengths, win_lengths, window_fn, min_audio_length, spec_reg_coef,
-        mps_cpu_fallback, spec_ref_level, check_finite: of the STFT domain.
+        n_ffts, hop_lengths, win_lengths, window_fn, min_audio_length: of the STFT domain.
+        spec_reg_coef, mps_cpu_fallback, spec_ref_level, check_finite: of the STFT domain.
         time_loss_params, spec_loss_params: settings that override those of one domain.
         time_loss_module: a module to take the place of :class:`L1SNRDBLoss`, whose own weight then
             counts too, and which the settings of the time domain do not reach (it warns of that).

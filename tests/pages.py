@@ -1,0 +1,21 @@
+"""Code blocks of the documentation, run in the order in which they are read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_blocks(page: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Run a page's ``python`` blocks in one namespace, since a reader goes from top to bottom."""
+    text = (ROOT / page).read_text()
+    blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    assert blocks, f"{page} shows no code"
+    names = {"__name__": "__page__"} | (names or {})
+    for block in blocks:
+        line = text.count("\n", 0, block.start(1))  # so that a traceback names the page's line
+        exec(compile("\n" * line + block[1], str(ROOT / page), "exec"), names)
+    return names
