@@ -198,6 +198,7 @@ def of_nvidia(kernel: Any) -> dict[str, int]:
         "spill_bytes": int(used["STACK"]) + int(used["LOCAL"]),
         "instructions": sum("NOP" not in text for _, text in code),
         "step_instructions": step_instructions({int(at, 16): text for at, text in code}),
+        "approximate": len(re.findall(r"\.approx\b|\bdiv\.full\b", kernel.asm["ptx"])),
     }
 
 
@@ -253,6 +254,7 @@ def of_amd(kernel: Any) -> dict[str, int]:
         "spill_bytes": used["private_segment_fixed_size"],  # scalars spill to vector registers
         "instructions": len(re.findall(r"^\t(?:s|v|global|buffer|flat|ds)_\w+", text, re.M)),
         "step_instructions": 0,  # not read from AMD's code
+        "approximate": 0,  # nor this
     }
 
 

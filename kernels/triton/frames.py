@@ -99,6 +99,8 @@ def frame_kernel(
     nonfinite = tl.zeros([LANES], DTYPE)
     level_e = tl.zeros([LANES], DTYPE)
     level_t = tl.zeros([LANES], DTYPE)
+    edges_e = tl.cast(0.0, DTYPE)
+    edges_t = tl.cast(0.0, DTYPE)
 
     for i in range(chunk * span, tl.minimum(chunk * span + span, frames)):
         start = (first_frame + i) * hop - pad
@@ -143,8 +145,8 @@ def frame_kernel(
             even = 1 - n % 2
             x0_e, xn_e = tl.sum(sum_e), tl.sum(turn_e) * even
             x0_t, xn_t = tl.sum(sum_t), tl.sum(turn_t) * even
-            level_e += tl.where(lane == 0, (x0_e * x0_e + xn_e * xn_e) / n, 0.0)
-            level_t += tl.where(lane == 0, (x0_t * x0_t + xn_t * xn_t) / n, 0.0)
+            edges_e += x0_e * x0_e + xn_e * xn_e
+            edges_t += x0_t * x0_t + xn_t * xn_t
             if SAVE:
                 p_edges = edges + (local * edge_stride + i * 2)
                 tl.store(p_edges, x0_e)
@@ -157,8 +159,8 @@ def frame_kernel(
             0.0,
             0.0,
             0.0,
-            tl.sum(level_e) * n / 2,
-            tl.sum(level_t) * n / 2,
+            0.5 * (n * tl.sum(level_e) + edges_e),
+            0.5 * (n * tl.sum(level_t) + edges_t),
             tl.sum(nonfinite),
         )
 
@@ -244,7 +246,7 @@ def overlap_add_kernel(
         e = tl.load(p_e + lane, mask=inside, other=0.0).to(DTYPE)
         if LEVEL:
             r = tl.load(coefficients + 2 * batch + row).to(DTYPE)
-            total += r * (sanitized(e) if SANITIZE else e) * squares * n / 2
+            total += 0.5 * r * n * (sanitized(e) if SANITIZE else e) * squares
         if SANITIZE:
             total = tl.where(finite(e), total, 0.0)
     p_gradient = gradient + ((first_signal + local) * length + start) + lane

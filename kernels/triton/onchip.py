@@ -66,6 +66,7 @@ def jit(function: Callable[..., None]) -> Any:
 
 
 Q_EST: tl.constexpr = tl.constexpr(plan.Q_EST)
+Q_REF: tl.constexpr = tl.constexpr(plan.Q_REF)
 NONFINITE: tl.constexpr = tl.constexpr(plan.NONFINITE)
 
 WARPS = 16384  # wanted of a launch: six rounds of 20 on each of 132 multiprocessors
@@ -305,7 +306,7 @@ def _stretch(
         if i == stop:
             # Computed again here: kept, it would cost a register in the loop.
             p_partials = partials + tl.program_id(0).to(tl.int64) * COLUMNS
-            re, im = tl.sum(sum_re, 0) / 2, tl.sum(sum_im, 0) / 2  # of 2A and 2B
+            re, im = 0.5 * tl.sum(sum_re, 0), 0.5 * tl.sum(sum_im, 0)  # of 2A and 2B
             if ERROR:
                 store_partials(p_partials, re, im, 0.0, 0.0, 0.0, 0.0, 0.0)
             else:
@@ -404,6 +405,39 @@ def stft_statistics_kernel(
         )
 
 
+@triton.jit
+def _energy(
+    wave,
+    window,
+    p_edges,
+    length,
+    first,
+    stop,
+    N: tl.constexpr,
+    HOP: tl.constexpr,
+    SAVE: tl.constexpr,
+    SANITIZE: tl.constexpr,
+):
+    """sum |X|^2 of the frames first <= f < stop of a signal; bins at 0 and n/2 to ``p_edges``."""
+    lane = tl.arange(0, N)
+    w = tl.load(window + lane)
+    alternating = 1.0 - 2.0 * (lane % 2)
+    squares = tl.zeros([N], tl.float32)
+    at_edges = 0.0
+    for f in range(first, stop):
+        x = tl.load(wave + _reflect(f * HOP - N // 2 + lane, length)).to(tl.float32)
+        if SANITIZE:
+            x = sanitized(x)
+        x *= w
+        zero, end = tl.sum(x, 0), tl.sum(alternating * x, 0)
+        squares += x * x
+        at_edges += zero * zero + end * end
+        if SAVE:
+            tl.store(p_edges + 2 * f, zero)
+            tl.store(p_edges + 2 * f + 1, end)
+    return 0.5 * (N * tl.sum(squares, 0) + at_edges)
+
+
 @jit
 def stft_level_kernel(
     estimates,
@@ -431,36 +465,24 @@ def stft_level_kernel(
     sum_{k <= n/2} |X_k|^2 = (n sum x^2 + X_0^2 + X_{n/2}^2) / 2.
     """
     program = tl.program_id(0)
-    of_target = program % 2
     stretch = program // 2 % stretches
     signal = (program // 2 // stretches).to(tl.int64)
     row, channel = signal // channels, signal % channels
-    if of_target == 0:
-        wave = estimates + row * estimate_batch + channel * estimate_channel
-    else:
-        wave = actuals + row * actual_batch + channel * actual_channel
-
-    lane = tl.arange(0, N)
-    w = tl.load(window + lane)
-    alternating = 1.0 - 2.0 * (lane % 2)
-    squares = tl.zeros([N], tl.float32)
-    at_edges = 0.0
-    for f in range(2 * span * stretch, tl.minimum(2 * span * (stretch + 1), frames)):
-        x = tl.load(wave + _reflect(f * HOP - N // 2 + lane, length)).to(tl.float32)
-        if SANITIZE:
-            x = sanitized(x)
-        x *= w
-        zero, end = tl.sum(x, 0), tl.sum(alternating * x, 0)
-        squares += x * x
-        at_edges += zero * zero + end * end
-        if SAVE:
-            if of_target == 0:
-                p_edges = edges + (signal * frames + f) * 2
-                tl.store(p_edges, zero)
-                tl.store(p_edges + 1, end)
-    total = (N * tl.sum(squares, 0) + at_edges) / 2
+    first = 2 * span * stretch
+    stop = tl.minimum(first + 2 * span, frames)
     p_partials = partials + program.to(tl.int64) * COLUMNS
-    tl.store(p_partials + Q_EST + of_target, total)
+    # One after the other: a choice between e and t would have to be of one dtype.
+    if program % 2 == 0:
+        p_e = estimates + row * estimate_batch + channel * estimate_channel
+        p_edges = edges
+        if SAVE:
+            p_edges += signal * frames * 2
+        energy = _energy(p_e, window, p_edges, length, first, stop, N, HOP, SAVE, SANITIZE)
+        tl.store(p_partials + Q_EST, energy)
+    else:
+        p_t = actuals + row * actual_batch + channel * actual_channel
+        energy = _energy(p_t, window, edges, length, first, stop, N, HOP, False, SANITIZE)
+        tl.store(p_partials + Q_REF, energy)
 
 
 @triton.jit
@@ -659,9 +681,9 @@ def stft_gradient_kernel(
     signs += signal * pairs * (N // 8)
     if LEVEL:
         edges += signal * frames * 2
-    a_re = tl.load(coefficients + row).to(tl.float32) / 4
-    a_im = tl.load(coefficients + batch + row).to(tl.float32) / 4
-    half_r = tl.load(coefficients + 2 * batch + row).to(tl.float32) / 2
+    a_re = 0.25 * tl.load(coefficients + row).to(tl.float32)
+    a_im = 0.25 * tl.load(coefficients + batch + row).to(tl.float32)
+    half_r = 0.5 * tl.load(coefficients + 2 * batch + row).to(tl.float32)
     wave_a, wave_r = 0.0, 0.0
     if BASE == "waveform":
         actuals += row * actual_batch + channel * actual_channel

@@ -122,12 +122,12 @@ def half_spectrum(
     mask = live & (2 * k <= n)
     middle = 2 * k == n
     edge = (k == 0) | middle
-    re = signed(tl.load(p_words, mask=mask, other=0), shift, a_re / 2)
-    im = signed(tl.load(p_words + 1, mask=mask, other=0), shift, a_im / 2)
+    re = signed(tl.load(p_words, mask=mask, other=0), shift, 0.5 * a_re)
+    im = signed(tl.load(p_words + 1, mask=mask, other=0), shift, 0.5 * a_im)
     re = tl.where(edge, 2 * re, re)
     im = tl.where(edge, 0.0, im)
     if LEVEL:
-        half_r = tl.load(p_coefficients + 2 * batch).to(DTYPE) / 2
+        half_r = 0.5 * tl.load(p_coefficients + 2 * batch).to(DTYPE)
         p_edges = edges + (signal * edge_stride + frame * 2)
         x = tl.load(p_edges + middle.to(tl.int32), mask=mask & edge, other=0.0)
         re += half_r * x
