@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: test demo style bench clean
-.PHONY: docs
+.PHONY: docs dist
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -32,8 +32,16 @@ style: $(READY)
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --nitpicky --quiet --fresh-env docs build/docs
 
-$(VENV)/.docs: $(READY)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+# Wheel and sdist, in dist/; the wheel then checks itself in empty environments.
+dist: $(VENV)/.dist
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/check_wheel.py
+
+# What an extra installs over what is there.
+$(VENV)/.docs $(VENV)/.dist: $(VENV)/.%: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	touch $@
 
 bench: $(READY)

@@ -44,7 +44,9 @@ def visit_math(self: HTML5Translator, node: nodes.math) -> None:
 
 
 def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
-    self.body.append(f'<div class="math">{mathml(node, block=True)}</div>')
+    self.body.append(
+        f'<div class="math" style="overflow-y: hidden">{mathml(node, block=True)}</div>'
+    )
     raise nodes.SkipNode
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,9 @@ PAGES = sorted(
 )
 
 
-def test_readme_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.chdir(tmp_path)
-    # install_as_torch_l1_snr() is among the code; other tests in this process want the original.
-    for name in ("torch_l1_snr", "torch_l1_snr.l1snr", "torch_l1snr", "torch_l1snr.l1snr"):
-        monkeypatch.setitem(sys.modules, name, sys.modules.get(name))
-    run_blocks("README.md")
-
-
-def test_identities_of_the_mathematics():
-    run_blocks("docs/mathematics.md")
+@pytest.mark.parametrize("page", ["README.md", "docs/mathematics.md"])
+def test_code_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    run_blocks(page, monkeypatch, tmp_path)
 
 
 def anchor(heading: str) -> str:

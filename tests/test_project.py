@@ -1,0 +1,38 @@
+"""What the project says of itself in several places is the same in all."""
+
+from __future__ import annotations
+
+import re
+
+import tomllib
+from pages import ROOT
+
+import torch_l1snr_fast
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_version_in_changelog_and_citation():
+    version = torch_l1snr_fast.__version__
+    releases = re.findall(r"^## \[(\d\S*)\] - \d{4}-\d\d-\d\d$", text("CHANGELOG.md"), re.MULTILINE)
+    assert releases[0] == version
+    assert re.search(rf"^version: {re.escape(version)}$", text("CITATION.cff"), re.MULTILINE)
+
+
+def test_oldest_python_is_what_the_checkers_check():
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    assert PROJECT["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert PROJECT["tool"]["mypy"]["python_version"] == oldest
+    assert f"Programming Language :: Python :: {oldest}" in PROJECT["project"]["classifiers"]
+
+
+def test_workflow_and_ci_call_targets_that_exist():
+    targets = set(re.findall(r"^(\w+):", text("Makefile"), re.MULTILINE))
+    workflow = re.findall(r"run: make (\w+)", text(".github/workflows/checks.yml"))
+    assert {"test", "style", "docs", "dist"} <= set(workflow) <= targets
+    called = re.findall(r"^make (\w+)", text(".ci/run"), re.MULTILINE)
+    assert set(workflow) <= set(called) <= targets
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
