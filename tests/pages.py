@@ -24,4 +24,5 @@ def run_blocks(page: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None
     names: dict[str, Any] = {"__name__": "__page__"}
     for block in blocks:
         line = text.count("\n", 0, block.start(1))  # so that a traceback names the page's line
-        exec(compile("\n" * line + block[1], str(ROOT / page), "exec"), names)
+        code = compile("\n" * line + block[1], str(ROOT / page), "exec", dont_inherit=True)
+        exec(code, names)

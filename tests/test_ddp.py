@@ -1,4 +1,4 @@
-"""Two processes with half a batch each train as one process with all of it."""
+"""Two processes with half a batch each train as one process with all of it: DDP and FSDP2."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ import pytest
 import torch
 from cases import KINDS, build, signals
 from torch import Tensor, nn
+
+if torch.distributed.is_available():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+    from torch.nn.parallel import DistributedDataParallel
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,7 +36,16 @@ def train(kind: str, model: nn.Module, share: slice) -> list[Tensor]:
         value.backward()
         optimizer.step()
         losses.append(value.detach())
-    return losses + [p.detach().clone() for p in model.parameters()]
+    return losses + [whole(p.detach()).clone() for p in model.parameters()]
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter, gathered where it is sharded."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def sharded(model: nn.Module) -> nn.Module:
+    return fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
 
 
 def new_model() -> nn.Module:
@@ -45,8 +60,8 @@ def work(rank: int, folder: str) -> None:
     share = slice(rank * BATCH // 2, (rank + 1) * BATCH // 2)
     results = {}
     for kind in KINDS:
-        model = nn.parallel.DistributedDataParallel(new_model())
-        results[kind] = train(kind, model, share)
+        results[kind, "ddp"] = train(kind, DistributedDataParallel(new_model()), share)
+        results[kind, "fsdp2"] = train(kind, sharded(new_model()), share)
     torch.save(results, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -56,11 +71,12 @@ def test_two_processes_equal_one(tmp_path: Path):
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for kind in KINDS:
         alone = train(kind, new_model(), slice(0, BATCH))
-        first, second = (rank[kind] for rank in ranks)
-        for i in range(STEPS):
-            cases.assert_close((first[i] + second[i]) / 2, alone[i], 1e-10)
-        for mine, other, want in zip(first[STEPS:], second[STEPS:], alone[STEPS:], strict=True):
-            assert torch.equal(mine, other)
-            cases.assert_close(mine, want, 1e-10)
+        for way in ("ddp", "fsdp2"):
+            first, second = (rank[kind, way] for rank in ranks)
+            for i in range(STEPS):
+                cases.assert_close((first[i] + second[i]) / 2, alone[i], 1e-10)
+            for mine, other, want in zip(first[STEPS:], second[STEPS:], alone[STEPS:], strict=True):
+                assert torch.equal(mine, other)
+                cases.assert_close(mine, want, 1e-10)
         start = list(new_model().parameters())
         assert cases.relative(alone[STEPS], start[0]) > 1e-4, "nothing was learnt"
