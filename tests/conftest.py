@@ -86,3 +86,10 @@ def poisoned(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def redirectable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What install_as_torch_l1_snr() does ends with the test: others want the original."""
+    for name in ("torch_l1_snr", "torch_l1_snr.l1snr", "torch_l1snr", "torch_l1snr.l1snr"):
+        monkeypatch.setitem(sys.modules, name, sys.modules.get(name))

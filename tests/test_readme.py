@@ -13,9 +13,11 @@ PAGES = sorted(
 )
 
 
+@pytest.mark.usefixtures("redirectable")
 @pytest.mark.parametrize("page", ["README.md", "docs/mathematics.md"])
 def test_code_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    run_blocks(page, monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run_blocks(page)
 
 
 def anchor(heading: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 from pages import run_blocks
 
 
+@pytest.mark.usefixtures("redirectable")
 def test_recipes_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     for name in ("torchmetrics", "accelerate", "lightning", "jsonargparse"):
         pytest.importorskip(name)
@@ -15,4 +16,5 @@ def test_recipes_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     torchrun = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
-    run_blocks("docs/recipes.md", monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run_blocks("docs/recipes.md")
