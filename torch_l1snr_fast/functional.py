@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import autograd, validation
+from . import autograd, complex_stft, validation
+from .kernels.complex_plan import ComplexPlan
 from .kernels.eager.objective import C
 from .kernels.eager.objective import dbrms as level
 from .kernels.eager.waveform import compute_dtype
 from .kernels.plan import PARTS, Objective, Plan, Resolution, changed
 from .notices import Notices
+from .reference import scale_gradient
 
 Components = dict[str, Tensor]
 Output = Tensor | tuple[Tensor, Components]
@@ -149,6 +151,26 @@ def spectrum_settings(
     )
 
 
+def complex_stft_plan(
+    *,
+    weight: float = 1.0,
+    waveform_weight: float = 1.0,
+    win_lengths: Sequence[int] = (4096, 2048, 1024, 512, 256),
+    n_fft: int = 2048,
+    hop_lengths: int | Sequence[int] = 147,
+) -> ComplexPlan:
+    """Checked settings of :class:`~torch_l1snr_fast.MultiResolutionComplexSTFTLoss`."""
+    validation.non_negative(weight=weight, waveform_weight=waveform_weight)
+    if type(hop_lengths) is int and isinstance(win_lengths, (list, tuple)):
+        hop_lengths = [hop_lengths] * len(win_lengths)
+    validation.complex_stft(win_lengths, n_fft, hop_lengths)
+    resolutions = tuple(
+        Resolution(max(win, n_fft), hop, win)
+        for win, hop in zip(win_lengths, hop_lengths, strict=True)
+    )
+    return ComplexPlan(waveform_weight, weight, resolutions)
+
+
 def select_stems(x: Tensor, stems: list[int]) -> Tensor:
     """The stems as a view where they are evenly spaced (always, for up to two)."""
     steps = {b - a for a, b in pairwise(stems)} or {1}
@@ -275,6 +297,11 @@ def l1snrdb_waveform_loss(
     return loss, components
 
 
+def stft_name(res: Resolution) -> str:
+    """What the components of a resolution are called."""
+    return f"stft_{res.n_fft}_{res.hop_length}_{res.win_length}"
+
+
 def spectral_loss(
     call: Call, spectrum: Spectrum, waveform: Objective | None = None
 ) -> tuple[Tensor, Components]:
@@ -308,7 +335,7 @@ def spectral_loss(
         sanitize_spectrum=spectrum.check_finite,
     )
     names = ["time"] if waveform is not None else []
-    names += [f"stft_{r.n_fft}_{r.hop_length}_{r.win_length}" for r in usable]
+    names += [stft_name(res) for res in usable]
     loss, components = run(call, plan, names)
     return loss.to(device), components
 
@@ -329,6 +356,28 @@ def combined_loss(
         fallback=weighted(spectrum.fallback, spec_weight),
     )
     return spectral_loss(call, spectrum, weighted(time, 1 - spec_weight))
+
+
+def complex_stft_loss(call: Call, plan: ComplexPlan) -> tuple[Tensor, Components]:
+    """Loss of complex spectra and of the waveform beside them."""
+    batch, length = call.estimates.shape[0], call.estimates.shape[-1]
+    longest = max(plan.resolutions)
+    if length <= longest.pad:
+        raise ValueError(
+            f"estimates have {length} samples, too few for the reflected borders of"
+            f" n_fft={longest.n_fft}, which need at least {longest.pad + 1}. Pass longer audio, or"
+            " shorter win_lengths and n_fft"
+        )
+    rows, means = complex_stft.loss(
+        call.estimates.reshape(batch, -1, length), call.actuals.reshape(batch, -1, length), plan
+    )
+    loss = rows if call.reduction == "none" else getattr(rows, call.reduction)()
+    components: Components = {}
+    if call.components:
+        means = means if call.reduction == "none" else means.mean(-1)
+        names = ["time", *map(stft_name, plan.resolutions)]
+        components = {f"{name}/l1": x for name, x in zip(names, means, strict=True)}
+    return scale_gradient(loss, call.grad_scale), components
 
 
 def dbrms(x: Tensor, eps: float = 1e-8) -> Tensor:
@@ -447,3 +496,23 @@ def multi_l1snrdb_loss(
     call = _call(name, estimates, actuals, grad_scale, reduction, return_components)
     call = call.select(stem_dimension)
     return call.result(*combined_loss(call, time, spectrum, weight, spec_weight))
+
+
+def complex_stft_l1_loss(
+    estimates: Tensor,
+    actuals: Tensor,
+    *,
+    stem_dimension: int | Sequence[int] | None = None,
+    grad_scale: float = 1.0,
+    reduction: str = "mean",
+    return_components: bool = False,
+    **settings: Any,
+) -> Output:
+    """:class:`~torch_l1snr_fast.MultiResolutionComplexSTFTLoss` as a function.
+
+    Its settings by name.
+    """
+    name = "complex_stft_l1_loss"
+    call = _call(name, estimates, actuals, grad_scale, reduction, return_components)
+    call = call.select(stem_dimension)
+    return call.result(*complex_stft_loss(call, complex_stft_plan(**settings)))

@@ -58,10 +58,8 @@ def reduction(value: object) -> None:
         raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {value!r}")
 
 
-def stft(
-    n_ffts: Sequence[int], hop_lengths: Sequence[int], win_lengths: Sequence[int], window_fn: str
-) -> None:
-    lists = {"n_ffts": n_ffts, "hop_lengths": hop_lengths, "win_lengths": win_lengths}
+def sizes(**lists: object) -> None:
+    """Lists of positive ints, one for each resolution."""
     for name, values in lists.items():
         if not isinstance(values, (list, tuple)):
             raise ValueError(
@@ -75,6 +73,12 @@ def stft(
                 raise ValueError(f"every entry of {name} must be an int, got {value!r}")
             if value <= 0:
                 raise ValueError(f"every entry of {name} must be positive, got {value}")
+
+
+def stft(
+    n_ffts: Sequence[int], hop_lengths: Sequence[int], win_lengths: Sequence[int], window_fn: str
+) -> None:
+    sizes(n_ffts=n_ffts, hop_lengths=hop_lengths, win_lengths=win_lengths)
     if not len(n_ffts) == len(hop_lengths) == len(win_lengths):
         raise ValueError(
             "n_ffts, hop_lengths and win_lengths must have the same length, got"
@@ -85,6 +89,17 @@ def stft(
             raise ValueError(f"win_length ({win_length}) must not exceed its n_fft ({n_fft})")
     if window_fn not in WINDOWS:
         raise ValueError(f"window_fn must be one of {', '.join(WINDOWS)}, got {window_fn!r}")
+
+
+def complex_stft(win_lengths: Sequence[int], n_fft: int, hop_lengths: Sequence[int]) -> None:
+    if isinstance(n_fft, bool) or not isinstance(n_fft, int) or n_fft <= 0:
+        raise ValueError(f"n_fft must be a positive int, got {n_fft!r}")
+    sizes(win_lengths=win_lengths, hop_lengths=hop_lengths)
+    if len(hop_lengths) != len(win_lengths):
+        raise ValueError(
+            "hop_lengths must be one int, or as many as win_lengths, got"
+            f" {len(hop_lengths)} for {len(win_lengths)}"
+        )
 
 
 def stems(stem_dimension: object) -> None:
