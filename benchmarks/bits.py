@@ -50,7 +50,7 @@ def results(backend: ModuleType, case: Case, e: Tensor, t: Tensor) -> Iterator[T
     value = backend.objective(case.plan, found.partials, *e.shape[1:], dtype)
     yield from found.partials
     yield from value
-    yield backend.gradient(case.plan, found.saved, value.coefficients, e, t)
+    yield backend.gradient(case.plan, found.saved, value.coefficients, e, dtype)
 
 
 def digest(x: Tensor) -> str:

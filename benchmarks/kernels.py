@@ -158,9 +158,9 @@ def variant(function: Any, arguments: dict[str, Any], kernel: Any) -> str:
 def evaluate(backend: Any, case: Case, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and gradient of one backend."""
     found = backend.statistics(case.plan, e, t, save=True)
-    size = e.shape[1:]
-    result = backend.objective(case.plan, found.partials, *size, compute_dtype(e, t))
-    return result.loss, backend.gradient(case.plan, found.saved, result.coefficients, e, t)
+    dtype = compute_dtype(e, t)
+    result = backend.objective(case.plan, found.partials, *e.shape[1:], dtype)
+    return result.loss, backend.gradient(case.plan, found.saved, result.coefficients, e, dtype)
 
 
 def run(case: Case, length: int = 4801) -> None:

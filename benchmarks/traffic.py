@@ -110,8 +110,8 @@ class Counter(TorchDispatchMode):
 
 def untouched(kernel: str, given: dict[str, Any]) -> set[str]:
     """Tensors that a kernel is given but does not need for these settings."""
-    if kernel == "waveform_gradient_kernel" and given["POWER"] == 1:
-        return {"actuals"} if given["LEVEL"] else {"actuals", "estimates"}
+    if kernel == "waveform_gradient_kernel" and not given["LEVEL"]:
+        return {"estimates"}
     if kernel == "overlap_add_kernel" and not (given["LEVEL"] or given["SANITIZE"]):
         return {"estimates"}
     if kernel == "stft_gradient_kernel" and given["BASE"] != "waveform":

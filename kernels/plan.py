@@ -100,6 +100,11 @@ class Objective(NamedTuple):
         """At exactly 1 the loss is the scaled mean error and nothing else is computed."""
         return self.l1_weight == 1.0
 
+    @property
+    def has_level(self) -> bool:
+        """Whether the level matching takes part; pure L1 switches it off."""
+        return self.regularize and not self.pure_l1
+
 
 class Plan(NamedTuple):
     """Everything one call computes."""
@@ -112,6 +117,11 @@ class Plan(NamedTuple):
     # NaN becomes 0 and +-Inf +-1 before the term is computed, with gradient 0 there.
     sanitize_waveform: bool = False
     sanitize_spectrum: bool = False
+
+    @property
+    def has_level(self) -> bool:
+        """Whether a term matches levels, whose gradient needs the estimates themselves."""
+        return any(x is not None and x.has_level for x in (self.waveform, self.spectrum))
 
     def terms(self, channels: int, length: int) -> list[tuple[Objective, int]]:
         """Each term's objective and its number of elements per row."""

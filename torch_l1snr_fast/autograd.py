@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,23 +16,28 @@ from .notices import Notices, notices_of
 
 
 class FusedLoss(torch.autograd.Function):
-    """statistics -> objective -> coefficients -> gradient, by one backend's kernels."""
+    """statistics -> objective -> coefficients -> gradient, by one backend's kernels.
+
+    Estimates and actuals are kept for a second derivative alone (and the estimates for level
+    matching), so their memory may be written once the loss is known: see :func:`forgiving`.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, kernels: ModuleType, save: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = compute_dtype(estimates, actuals)
         found = kernels.statistics(plan, estimates, actuals, save)
-        result = kernels.objective(
-            plan, found.partials, *estimates.shape[1:], compute_dtype(estimates, actuals)
-        )
+        result = kernels.objective(plan, found.partials, *estimates.shape[1:], dtype)
         if save:
-            ctx.plan, ctx.kernels = plan, kernels
+            ctx.plan, ctx.kernels, ctx.dtype = plan, kernels, dtype
             # Targets made in inference mode cannot be saved; they cannot be trained on either, so
             # holding them is enough.
             ctx.held = actuals if actuals.is_inference() else None
             kept = actuals if ctx.held is None else None
-            ctx.save_for_backward(estimates, kept, result.coefficients, *found.saved)
+            # The parts without their version: to write into the components is the caller's right.
+            parts = result.parts.data
+            ctx.save_for_backward(estimates, kept, parts, result.coefficients, *found.saved)
         ctx.mark_non_differentiable(result.parts, result.nonfinite)
         ctx.set_materialize_grads(False)
         return result.loss, result.parts, result.nonfinite
@@ -40,19 +46,53 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
-        estimates, actuals, coefficients, *saved = ctx.saved_tensors
-        actuals = actuals if ctx.held is None else ctx.held
+        estimates, actuals, parts, coefficients, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient itself must be differentiable
-            loss = reference.loss(ctx.plan, estimates, actuals).loss
-            (gradient,) = torch.autograd.grad(loss, estimates, grad, create_graph=True)
+            again = reference.loss(ctx.plan, estimates, actuals if ctx.held is None else ctx.held)
+            if not torch.allclose(again.parts, parts, *SAME_PARTS, equal_nan=True):
+                raise RuntimeError(CHANGED)
+            (gradient,) = torch.autograd.grad(again.loss, estimates, grad, create_graph=True)
         else:
             # vmap (is_grads_batched=True) sees no further than PyTorch's operators.
             batched = backends.is_batched(grad)
             rows = coefficients if batched else coefficients * grad
-            gradient = ctx.kernels.gradient(ctx.plan, tuple(saved), rows, estimates, actuals)
+            gradient = ctx.kernels.gradient(ctx.plan, tuple(saved), rows, estimates, ctx.dtype)
             if batched:
                 gradient = scaled(gradient, grad)
         return gradient, None, None, None, None
+
+
+# How far parts in dB, of the same samples, may lie apart in float32 with ample margin.
+SAME_PARTS = (1e-3, 1e-3)
+CHANGED = (
+    "a second derivative (create_graph=True) reads estimates and actuals again, but their memory"
+    " was written in place after the loss was computed. Give the loss copies (.clone()) of what"
+    " will be overwritten, or write after the backward pass."
+)
+
+
+def forgiving(saved: Sequence[Any]) -> None:
+    """Let tensors saved by a node be written in place, for only a second derivative reads them.
+
+    PyTorch compares the version of whatever is saved with that at the time of saving, unless hooks
+    are in charge of it: these compare for a second derivative alone.
+    """
+    for one in saved:
+        try:
+            one.register_hooks(_with_version, _of_that_version)
+        except RuntimeError:  # the caller's own are, as with checkpointing and offloading
+            return
+
+
+def _with_version(x: Tensor) -> tuple[Tensor, int]:
+    return x, x._version
+
+
+def _of_that_version(kept: tuple[Tensor, int]) -> Tensor:
+    x, version = kept
+    if torch.is_grad_enabled() and x._version != version:
+        raise RuntimeError(CHANGED)
+    return x
 
 
 def scaled(gradient: Tensor, grad: Tensor) -> Tensor:
@@ -78,6 +118,9 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
         value, parts, nonfinite = FusedLoss.apply(  # type: ignore[no-untyped-call]
             estimates, actuals, plan, backends.kernels(name), save
         )
+        if save:
+            raw = value.grad_fn._raw_saved_tensors
+            forgiving(raw[plan.has_level : 1 if actuals.is_inference() else 2])
     if plan.sanitize_waveform or plan.sanitize_spectrum:
         notices.sanitized(nonfinite)
     return value, parts
@@ -150,7 +193,7 @@ def value_and_gradient(
     if save:
         # Kernels round to the estimates' dtype; a half-precision unit gradient would underflow.
         wide = estimates.to(dtype)
-        gradient = kernels.gradient(plan, found.saved, result.coefficients, wide, actuals)
+        gradient = kernels.gradient(plan, found.saved, result.coefficients, wide, dtype)
     return result.loss, result.parts, gradient
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..plan import NONFINITE, Evaluation, Plan, Statistics
 from .objective import objective
 from .stft import stft_gradient, stft_statistics
-from .waveform import compute_dtype, waveform_gradient, waveform_statistics
+from .waveform import waveform_gradient, waveform_statistics
 
 __all__ = ["Evaluation", "gradient", "objective", "statistics"]
 
@@ -16,15 +16,6 @@ __all__ = ["Evaluation", "gradient", "objective", "statistics"]
 def sanitized(x: Tensor) -> Tensor:
     """NaN to silence, +-Inf to full scale."""
     return torch.nan_to_num(x, nan=0.0, posinf=1.0, neginf=-1.0)
-
-
-def _inputs(
-    plan: Plan, estimates: Tensor, actuals: Tensor, sanitize: bool
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """What the waveform term reads and what the spectral terms read."""
-    raw = (estimates, actuals)
-    clean = (sanitized(estimates), sanitized(actuals)) if sanitize else raw
-    return clean if plan.sanitize_waveform else raw, clean if plan.sanitize_spectrum else raw
 
 
 def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> Statistics:
@@ -51,13 +42,18 @@ def _statistics(
 ) -> Statistics:
     partials: list[Tensor] = []
     saved: list[Tensor | None] = [None]
-    waves, spectra = _inputs(plan, estimates, actuals, sanitize)
+    raw = (estimates, actuals)
+    clean = (sanitized(estimates), sanitized(actuals)) if sanitize else raw
     if plan.waveform is not None:
-        partials.append(waveform_statistics(*waves, plan.waveform))
+        waves = clean if plan.sanitize_waveform else raw
+        sums, kept = waveform_statistics(*waves, plan.waveform, save)
+        partials.append(sums)
+        saved.append(kept)
     if plan.spectrum is not None:
-        for sums, *kept in stft_statistics(*spectra, plan.resolutions, plan.spectrum, save):
+        spectra = clean if plan.sanitize_spectrum else raw
+        for sums, *others in stft_statistics(*spectra, plan.resolutions, plan.spectrum, save):
             partials.append(sums)
-            saved += kept
+            saved += others
     return Statistics(tuple(partials), tuple(saved))
 
 
@@ -66,25 +62,32 @@ def gradient(
     saved: tuple[Tensor | None, ...],
     coefficients: Tensor,
     estimates: Tensor,
-    actuals: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient of the loss with respect to the estimates, in their dtype."""
+    """Gradient of the loss with respect to the estimates, in their dtype, computed in ``dtype``.
+
+    The estimates' samples are read for level matching alone; without it they may have changed.
+    """
     finite, *kept = saved
-    mask = None if finite is None else finite.to(compute_dtype(estimates, actuals))
-    waves, spectra = _inputs(plan, estimates, actuals, finite is not None)
-    total = torch.empty(estimates.shape, dtype=compute_dtype(*waves), device=estimates.device)
+    mask = None if finite is None else finite.to(dtype)
+    clean = estimates if finite is None or not plan.has_level else sanitized(estimates)
+    total = torch.empty(estimates.shape, dtype=dtype, device=estimates.device)
 
     if plan.waveform is not None:
-        waveform_gradient(*waves, coefficients[0], plan.waveform, total)
+        error = kept.pop(0)
+        assert error is not None
+        waves = clean if plan.sanitize_waveform else estimates
+        waveform_gradient(error, waves, coefficients[0], plan.waveform, total)
         if mask is not None and plan.sanitize_waveform:
             total.mul_(mask)
     else:
         total.zero_()
     if plan.spectrum is not None:
         spectral = total if mask is None else torch.zeros_like(total)
+        spectra = clean if plan.sanitize_spectrum else estimates
         pairs = list(zip(kept[::2], kept[1::2], strict=True))
         rows = coefficients[-len(pairs) :]
-        stft_gradient(pairs, spectra[0], rows, plan.resolutions, spectral)
+        stft_gradient(pairs, spectra, rows, plan.resolutions, spectral)
         if mask is not None:
             total.addcmul_(spectral, mask)
     return total.to(estimates.dtype)

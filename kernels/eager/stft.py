@@ -117,7 +117,7 @@ class Spectra:
         self.edges: Tensor | None = None
         if save:
             self.signs = like.new_empty(signals, frames, res.bins, 2, dtype=torch.int8)
-        if term.regularize:
+        if term.has_level:
             self.edges = like.new_empty(signals, frames, self.sides, 2 - res.n_fft % 2)
 
     def transform(self, group: slice, waves: Tensor) -> None:
@@ -184,12 +184,12 @@ def stft_statistics(
     plan, pad = groups(len(e), length, resolutions), max(res.pad for res in resolutions)
     found = [Spectra(r, length, len(e), plan[0].stop, term, save, like) for r in resolutions]
 
-    if term.regularize:
+    if term.has_level:
         weights = level_weights(resolutions, length, dtype, found[0].window.device)
 
     for group in plan:
         estimate, target = e[group].to(dtype), t[group].to(dtype)
-        if term.regularize:
+        if term.has_level:
             for side, x in enumerate((estimate, target)):
                 squares = torch.mul(x, x, out=scratch("squares", *x.shape, like=like))
                 for spectra, row in zip(found, weights, strict=True):

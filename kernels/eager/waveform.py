@@ -16,19 +16,6 @@ from .workspace import scratch
 
 BLOCK = 1 << 20  # samples: large enough to hide the cost of a call, small enough for the cache
 
-# |x| and a sign(x) in one pass each: smooth L1 with the smallest normal number as its beta is L1
-# itself, with the three-state sign as its gradient. mse is its like for power 2, gradient 2 a x.
-ERROR = {1: torch.ops.aten.smooth_l1_loss.out, 2: torch.ops.aten.mse_loss.out}
-ERROR_GRADIENT = {
-    1: torch.ops.aten.smooth_l1_loss_backward.grad_input,
-    2: torch.ops.aten.mse_loss_backward.grad_input,
-}
-NO_REDUCTION = 0
-
-
-def options(power: int, dtype: torch.dtype) -> tuple[float, ...]:
-    return (NO_REDUCTION, torch.finfo(dtype).tiny) if power == 1 else (NO_REDUCTION,)
-
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 stays float64; everything else is computed in float32."""
@@ -53,12 +40,25 @@ def widened(name: str, x: Tensor, like: Tensor) -> Tensor:
     return x if x.dtype == like.dtype else scratch(name, *x.shape, like=like).copy_(x)
 
 
-def waveform_statistics(estimates: Tensor, actuals: Tensor, term: Objective) -> Tensor:
-    """Partial sums [B, blocks, COLUMNS] of |e-t|^power and |t|^power, and of e^2 and t^2."""
+def kept_dtype(power: int, dtype: torch.dtype) -> torch.dtype:
+    """Of what the gradient needs of e - t: its sign for power 1, itself for power 2."""
+    return torch.int8 if power == 1 else dtype
+
+
+def waveform_statistics(
+    estimates: Tensor, actuals: Tensor, term: Objective, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Partial sums [B, blocks, COLUMNS] of |e-t|^power and |t|^power, and of e^2 and t^2.
+
+    With ``save`` also what the gradient needs of e - t, [B, C, L].
+    """
     dtype = compute_dtype(estimates, actuals)
     like = torch.empty(0, dtype=dtype, device=estimates.device)
     none = like.new_zeros(estimates.shape[0])
     measure = torch.abs if term.power == 1 else torch.square
+    kept = None
+    if save:
+        kept = like.new_empty(estimates.shape, dtype=kept_dtype(term.power, dtype))
     columns: list[Tensor] = []  # of one block after the other
 
     for span in blocks(estimates):
@@ -66,31 +66,31 @@ def waveform_statistics(estimates: Tensor, actuals: Tensor, term: Objective) -> 
         t = widened("actuals", actuals[..., span], like)
         block = scratch("waveform", *e.shape, like=like)
         row = [none] * COLUMNS
-        row[ERR_RE] = ERROR[term.power](e, t, *options(term.power, dtype), out=block).sum((1, 2))
+        torch.sub(e, t, out=block)
+        if kept is not None:
+            sign = scratch("signs", *e.shape, like=like)
+            kept[..., span] = torch.sign(block, out=sign) if term.power == 1 else block
+        row[ERR_RE] = measure(block, out=block).sum((1, 2))
         if not term.pure_l1:
             row[REF_RE] = measure(t, out=block).sum((1, 2))
-        if term.regularize:
+        if term.has_level:
             row[Q_EST] = torch.square(e, out=block).sum((1, 2))
             row[Q_REF] = torch.square(t, out=block).sum((1, 2))
         columns += row
-    return torch.stack(columns, dim=1).view(estimates.shape[0], -1, COLUMNS)
+    return torch.stack(columns, dim=1).view(estimates.shape[0], -1, COLUMNS), kept
 
 
 def waveform_gradient(
-    estimates: Tensor, actuals: Tensor, coefficients: Tensor, term: Objective, gradient: Tensor
+    kept: Tensor, estimates: Tensor, coefficients: Tensor, term: Objective, gradient: Tensor
 ) -> None:
     """Write a sign(e-t) + r e (2 a (e-t) for power 2) into ``gradient``.
 
+    ``kept`` is what the statistics saved of e - t; the estimates are read for r alone.
     ``coefficients`` is [3, B]: a, unused, r.
     """
-    dtype = gradient.dtype
-    a, _, r = coefficients.to(dtype)[:, :, None, None]
-    # One operator, which has no temporaries, needs no blocks.
-    alone = not term.regularize and estimates.dtype == actuals.dtype == dtype
-    for span in [slice(None)] if alone else blocks(estimates):
-        e = widened("estimates", estimates[..., span], gradient)
-        t = widened("actuals", actuals[..., span], gradient)
+    a, _, r = (term.power * coefficients).to(gradient.dtype)[:, :, None, None]
+    for span in blocks(gradient):
         place = gradient[..., span]
-        ERROR_GRADIENT[term.power](a, e, t, *options(term.power, dtype), grad_input=place)
-        if term.regularize:
-            place.addcmul_(e, r)
+        place.copy_(kept[..., span]).mul_(a)
+        if term.has_level:
+            place.addcmul_(widened("estimates", estimates[..., span], gradient), r)

@@ -78,11 +78,6 @@ def on_device(x: Tensor) -> AbstractContextManager[Any]:
     return device
 
 
-def has_level(term: plan.Objective) -> bool:
-    """Whether the level matching takes part; pure L1 switches it off."""
-    return term.regularize and not term.pure_l1
-
-
 def readable(x: Tensor) -> Tensor:
     """The waveforms themselves if their samples are neighbours in memory, a copy otherwise."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..eager.waveform import compute_dtype
 from ..plan import Objective, Resolution
 from . import common
-from .common import PLANES, block_count, ceil_div, has_level, new_partials, split
+from .common import PLANES, block_count, ceil_div, new_partials, split
 from .frames import Slab, frame, overlap_add
 from .spectrum import spectrum_gradient, spectrum_statistics
 
@@ -52,7 +52,7 @@ def stft_statistics(
     """Partial sums [B, chunks, COLUMNS] of one resolution; saved: signs of D, edge bins of E."""
     batch, channels, length = estimates.shape
     signals, count = batch * channels, res.frames(length)
-    dtype, level = compute_dtype(estimates, actuals), has_level(term)
+    dtype, level = compute_dtype(estimates, actuals), term.has_level
     transforms = 1 if term.pure_l1 else 2
     block = PLANES.value * common.CONFIG.lanes
 
@@ -132,7 +132,7 @@ def stft_gradient(
             res,
             slab,
             gradient,
-            level=has_level(term),
+            level=term.has_level,
             sanitize=sanitize,
         )
 

@@ -43,7 +43,6 @@ from .common import (
     COLUMNS,
     ceil_div,
     finite,
-    has_level,
     launch,
     new_partials,
     sanitized,
@@ -840,7 +839,7 @@ def stft_statistics(
     if save:
         shape = (signals, pairs, radices[2] // 8, res.n_fft // radices[2])
         signs = torch.empty(shape, dtype=torch.int32, device=device)
-        if has_level(term):
+        if term.has_level:
             edges = torch.empty(signals, frames, 2, dtype=torch.float32, device=device)
 
     window = res.window(torch.float32, device)
@@ -868,7 +867,7 @@ def stft_statistics(
         SAVE=save,
         SANITIZE=sanitize,
     )
-    if has_level(term):
+    if term.has_level:
         _launch(
             stft_level_kernel,
             signals * stretches * kinds,
@@ -950,6 +949,6 @@ def stft_gradient(
         RADICES=radices,
         SIGNALS=kinds,
         BASE=kind,
-        LEVEL=has_level(term),
+        LEVEL=term.has_level,
         SANITIZE=sanitize,
     )

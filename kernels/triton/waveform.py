@@ -5,8 +5,9 @@ Per row, with d = e - t and power p:
 .. math:: S_{err} = \sum |d|^p, \quad S_{ref} = \sum |t|^p, \quad
           Q_{est} = \sum e^2, \quad Q_{ref} = \sum t^2
 
-and the gradient is a sign(d) + r e, or 2 a d + r e for power 2. The signs are kept from the forward
-pass, so for power 1 without the level term (r = 0) the backward pass reads nothing else.
+and the gradient is a sign(d) + r e, or 2 a d + r e for power 2. The signs, or d itself for power 2,
+are kept from the forward pass, so without the level term (r = 0) the backward pass reads nothing
+else.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from .common import (
     PLANES,
     block_count,
     finite,
-    has_level,
     jit,
     launch,
     new_partials,
@@ -43,7 +43,7 @@ def waveform_statistics_kernel(
     estimates,  # [B, C, L], any row and channel stride
     actuals,  # [B, C, L], any row and channel stride
     partials,  # [B C, chunks, COLUMNS], written
-    signs,  # [B C, words], written if SAVE
+    kept,  # written if SAVE: [B C, words] signs for power 1, [B, C, L] d for power 2
     estimate_batch,
     estimate_channel,
     actual_batch,
@@ -100,13 +100,17 @@ def waveform_statistics_kernel(
             if LEVEL:
                 q_est += e * e
                 q_ref += t * t
-            if SAVE:
+            if SAVE and POWER == 2:
+                if SANITIZE:
+                    d = tl.where(known, d, 0.0)
+                tl.store(kept + signal * length + start + o, d, mask=o < left)
+            if SAVE and POWER == 1:
                 code = sign_code(d)
                 if SANITIZE:
                     code = tl.where(known, code, 0)
                 word |= code << (2 * plane)
-        if SAVE:
-            tl.store(signs + signal * words + block * LANES + lane, word)
+        if SAVE and POWER == 1:
+            tl.store(kept + signal * words + block * LANES + lane, word)
 
     store_partials(
         partials + (signal * chunks + chunk) * COLUMNS,
@@ -123,14 +127,11 @@ def waveform_statistics_kernel(
 @jit
 def waveform_gradient_kernel(
     gradient,  # [B, C, L], contiguous, written
-    signs,  # [B C, words], read for power 1
-    estimates,  # [B, C, L], read for power 2 and for the level term
-    actuals,  # [B, C, L], read for power 2
+    kept,  # [B C, words] signs for power 1, [B, C, L] d for power 2
+    estimates,  # [B, C, L], read for the level term
     coefficients,  # [3, B]: a, unused, r
     estimate_batch,
     estimate_channel,
-    actual_batch,
-    actual_channel,
     batch,
     channels,
     length,
@@ -145,44 +146,43 @@ def waveform_gradient_kernel(
     start = block * (PLANES * LANES)
     left = tl.minimum(length - start, PLANES * LANES).to(tl.int32)
     p_e = estimates + (row * estimate_batch + channel * estimate_channel + start)
-    p_t = actuals + (row * actual_batch + channel * actual_channel + start)
     p_gradient = gradient + (signal * length + start)
     lane = tl.arange(0, LANES)
     a = tl.load(coefficients + row).to(DTYPE)
     r = tl.load(coefficients + 2 * batch + row).to(DTYPE)
     if POWER == 1:
-        word = tl.load(signs + (signal * blocks + block) * LANES + lane)
+        word = tl.load(kept + (signal * blocks + block) * LANES + lane)
 
     for plane in tl.static_range(PLANES):
         o = plane * LANES + lane
         if POWER == 1:
             value = signed(word, 2 * plane, a)
-        if POWER == 2 or LEVEL:
-            raw = tl.load(p_e + o, mask=o < left, other=0.0).to(DTYPE)
-            e = sanitized(raw) if SANITIZE else raw
-        if POWER == 2:
-            t = tl.load(p_t + o, mask=o < left, other=0.0).to(DTYPE)
-            value = 2 * a * (e - (sanitized(t) if SANITIZE else t))
+        else:
+            value = 2 * a * tl.load(kept + signal * length + start + o, mask=o < left, other=0.0)
         if LEVEL:
+            e = tl.load(p_e + o, mask=o < left, other=0.0).to(DTYPE)
+            if SANITIZE:
+                e = tl.where(finite(e), e, 0.0)
             value += r * e
-        if SANITIZE and (POWER == 2 or LEVEL):
-            value = tl.where(finite(raw), value, 0.0)
         tl.store(p_gradient + o, value.to(gradient.dtype.element_ty), mask=o < left)
 
 
 def waveform_statistics(
     estimates: Tensor, actuals: Tensor, term: Objective, save: bool, sanitize: bool, count: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Partial sums [B, chunks, COLUMNS] and, with ``save``, the signs [B C, words] of e - t."""
+    """Partial sums [B, chunks, COLUMNS] and, with ``save``, what the gradient needs of e - t."""
     batch, channels, length = estimates.shape
     lanes = common.CONFIG.lanes
     blocks = block_count(length)
     chunks, span = split(batch * channels, blocks, PLANES.value * lanes)
     dtype = compute_dtype(estimates, actuals)
     partials = new_partials(estimates, batch * channels, chunks, dtype)
-    save = save and term.power == 1
     words = blocks * lanes
-    signs = estimates.new_empty(batch * channels, words, dtype=torch.int32) if save else None
+    kept = None
+    if save and term.power == 1:
+        kept = estimates.new_empty(batch * channels, words, dtype=torch.int32)
+    elif save:
+        kept = estimates.new_empty(estimates.shape, dtype=dtype)
     launch(
         waveform_statistics_kernel,
         programs=batch * channels * chunks,
@@ -190,7 +190,7 @@ def waveform_statistics(
         estimates=estimates,
         actuals=actuals,
         partials=partials,
-        signs=signs,
+        kept=kept,
         **strides("estimate", estimates),
         **strides("actual", actuals),
         channels=channels,
@@ -201,25 +201,28 @@ def waveform_statistics(
         words=words,
         POWER=term.power,
         REFERENCE=not term.pure_l1,
-        LEVEL=has_level(term),
+        LEVEL=term.has_level,
         SAVE=save,
         SANITIZE=sanitize,
         COUNT=count,
         LANES=lanes,
     )
-    return partials.view(batch, channels * chunks, -1), signs
+    return partials.view(batch, channels * chunks, -1), kept
 
 
 def waveform_gradient(
-    signs: Tensor | None,
+    kept: Tensor | None,
     coefficients: Tensor,
     estimates: Tensor,
-    actuals: Tensor,
     term: Objective,
     sanitize: bool,
+    dtype: torch.dtype,
     gradient: Tensor,
 ) -> None:
-    """Write a sign(e-t) + r e (power 2: 2 a (e-t) + r e) into the contiguous ``gradient``."""
+    """Write a sign(e-t) + r e (power 2: 2 a (e-t) + r e) into the contiguous ``gradient``.
+
+    ``dtype`` is that of the computation; ``kept`` comes from :func:`waveform_statistics`.
+    """
     batch, channels, length = estimates.shape
     lanes = common.CONFIG.lanes
     blocks = block_count(length)
@@ -228,19 +231,17 @@ def waveform_gradient(
         programs=batch * channels * blocks,
         threads=lanes,
         gradient=gradient,
-        signs=signs,
+        kept=kept,
         estimates=estimates,
-        actuals=actuals,
         coefficients=coefficients,
         **strides("estimate", estimates),
-        **strides("actual", actuals),
         batch=batch,
         channels=channels,
         length=length,
         blocks=blocks,
         POWER=term.power,
-        LEVEL=has_level(term),
+        LEVEL=term.has_level,
         SANITIZE=sanitize,
-        DTYPE=DTYPES[compute_dtype(estimates, actuals)],
+        DTYPE=DTYPES[dtype],
         LANES=lanes,
     )

@@ -82,9 +82,10 @@ def incoming(plan: Plan, batch: int, device: Any) -> Tensor:
 def run(backend: Any, plan: Plan, e: Tensor, t: Tensor) -> Result:
     """Statistics, objective and gradient of one backend."""
     found = backend.statistics(plan, e, t, save=True)
-    value = backend.objective(plan, found.partials, *e.shape[1:], compute_dtype(e, t))
+    dtype = compute_dtype(e, t)
+    value = backend.objective(plan, found.partials, *e.shape[1:], dtype)
     coefficients = value.coefficients * incoming(plan, e.shape[0], e.device)
-    return Result(value, backend.gradient(plan, found.saved, coefficients, e, t))
+    return Result(value, backend.gradient(plan, found.saved, coefficients, e, dtype))
 
 
 def run_reference(plan: Plan, e: Tensor, t: Tensor) -> Result:

@@ -150,7 +150,7 @@ def verify(plan: Plan, e: Tensor, t: Tensor) -> Found:
     found = kernels.statistics(plan, e, t, save=True)
     value = kernels.objective(plan, found.partials, *e.shape[1:], torch.float32)
     coefficients = value.coefficients * incoming(plan, len(e), e.device)
-    gradient = kernels.gradient(plan, found.saved, coefficients, e, t)
+    gradient = kernels.gradient(plan, found.saved, coefficients, e, torch.float32)
     assert gradient.dtype == e.dtype
 
     clean = [sanitized(x.float()) if plan.sanitize_spectrum else x.float() for x in (e, t)]
@@ -265,13 +265,13 @@ def check_terms(plan: Plan, e: Tensor, t: Tensor) -> None:
     found = kernels.statistics(plan, e, t, save=True)
     value = kernels.objective(plan, found.partials, *e.shape[1:], torch.float32)
     coefficients = value.coefficients * torch.linspace(-1.5, 1.1, len(e), device=e.device)
-    got = kernels.gradient(plan, found.saved, coefficients, e, t)
+    got = kernels.gradient(plan, found.saved, coefficients, e, torch.float32)
     alone = [plan._replace(spectrum=None, resolutions=())]
     alone += [plan._replace(waveform=None, resolutions=(res,)) for res in plan.resolutions]
     want = torch.zeros_like(got, dtype=torch.float64)
     for one, own in zip(alone, coefficients, strict=True):
         saved = kernels.statistics(one, e, t, save=True).saved
-        want += kernels.gradient(one, saved, own[None], e, t).double()
+        want += kernels.gradient(one, saved, own[None], e, torch.float32).double()
     assert relative(got, want) <= 3 * 2**-24
 
 
@@ -357,7 +357,7 @@ def test_sanitized(term: Objective, device: torch.device):
     alone = kernels.statistics(plan, e[:1], t[:1], save=True)
     assert torch.equal(got.partials[:1], alone.partials[0])
     coefficients = got.evaluation.coefficients[..., :1] * incoming(plan, 3, device)[:1]
-    gradient = kernels.gradient(plan, alone.saved, coefficients, e[:1], t[:1])
+    gradient = kernels.gradient(plan, alone.saved, coefficients, e[:1], torch.float32)
     assert torch.equal(got.gradient[:1], gradient)
 
 
@@ -392,7 +392,7 @@ def test_unknown_samples_and_overflow_propagate(term: Objective, sanitize: bool,
     plan = spectral(term, sanitize_spectrum=sanitize)
     found = kernels.statistics(plan, e, t, save=True)
     value = kernels.objective(plan, found.partials, 1, 270, torch.float32)
-    gradient = kernels.gradient(plan, found.saved, value.coefficients, e, t)
+    gradient = kernels.gradient(plan, found.saved, value.coefficients, e, torch.float32)
     finite = [False, sanitize, sanitize, True]
     assert value.loss.isfinite().tolist() == finite
     assert gradient.isfinite().all(-1).flatten().tolist() == finite
@@ -442,7 +442,7 @@ def assert_same_bits(plan: Plan, *inputs: tuple[Tensor, Tensor]) -> None:
     for e, t in inputs:
         found = kernels.statistics(plan, e, t, save=True)
         value = kernels.objective(plan, found.partials, *e.shape[1:], torch.float32)
-        gradient = kernels.gradient(plan, found.saved, value.coefficients, e, t)
+        gradient = kernels.gradient(plan, found.saved, value.coefficients, e, torch.float32)
         results.append((*found.partials, gradient))
     for got, want in zip(*results, strict=True):
         assert torch.equal(got, want)
@@ -455,7 +455,9 @@ def test_same_bits_again_and_saved_tensors_untouched(device: torch.device):
     found = kernels.statistics(plan, e, t, save=True)
     copies = [x.clone() for x in found.saved]
     coefficients = kernels.objective(plan, found.partials, 1, 400, torch.float32).coefficients
-    first, second = (kernels.gradient(plan, found.saved, coefficients, e, t) for _ in range(2))
+    first, second = (
+        kernels.gradient(plan, found.saved, coefficients, e, torch.float32) for _ in range(2)
+    )
     assert torch.equal(first, second)
     for save in (True, False):
         again = kernels.statistics(plan, e, t, save=save)
@@ -505,7 +507,7 @@ def test_launches(device: torch.device):
     ):
         with launches() as names:
             found = kernels.statistics(spectral(term), e, t, save=True)
-            kernels.gradient(spectral(term), found.saved, coefficients, e, t)
+            kernels.gradient(spectral(term), found.saved, coefficients, e, torch.float32)
         assert names == [*forward, "stft_gradient_kernel"]
 
 
@@ -580,7 +582,7 @@ def test_finite_differences(device: torch.device):
     plan = Plan(None, term, (RES,), reduction="sum")
     found = kernels.statistics(plan, e, t, save=True)
     value = kernels.objective(plan, found.partials, 1, 500, torch.float32)
-    gradient = kernels.gradient(plan, found.saved, value.coefficients, e, t).double()
+    gradient = kernels.gradient(plan, found.saved, value.coefficients, e, torch.float32).double()
     direction = torch.randn_like(gradient)
     direction = direction / direction.norm() + gradient / gradient.norm()
     h, e, t = 1e-5, e.double(), t.double()
