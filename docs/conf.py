@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 
 from docutils import nodes
-from docutils.utils.math import latex2mathml
+from docutils.utils.math import MathError, latex2mathml
 from sphinx.application import Sphinx
+from sphinx.util import logging
 from sphinx.writers.html5 import HTML5Translator
 
 from torch_l1snr_fast import __version__
@@ -30,12 +31,16 @@ napoleon_custom_sections = ["Shape"]
 def mathml(node: nodes.math | nodes.math_block, *, block: bool) -> str:
     """The formula as MathML, which browsers show by themselves: the pages load no scripts for it.
 
-    docutils raises for what it cannot convert, but reads ``\\tfrac12`` as twelve over nothing.
+    docutils reads ``\\tfrac12`` as twelve over nothing; other things that it cannot do it says.
     """
     source = re.sub(r"(\\[td]?frac)(\w)(\w)", r"\1{\2}{\3}", node.astext())
     if block and "&" in source and r"\begin" not in source:
         source = rf"\begin{{aligned}}{source}\end{{aligned}}"
-    return str(latex2mathml.tex2mathml(source, as_block=block))
+    try:
+        return str(latex2mathml.tex2mathml(source, as_block=block))
+    except MathError as error:
+        logging.getLogger(__name__).warning("%s: %s", error, source, location=node)
+        return ""
 
 
 def visit_math(self: HTML5Translator, node: nodes.math) -> None:
