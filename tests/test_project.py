@@ -26,6 +26,21 @@ def test_oldest_python_is_what_the_checkers_check():
     assert f"Programming Language :: Python :: {oldest}" in PROJECT["project"]["classifiers"]
 
 
+def test_api_page_has_every_public_name():
+    found = re.findall(r"^\.\. auto\w+:: (?:\w+\.)?(\w+)$", text("docs/api.md"), re.MULTILINE)
+    assert set(found) == set(torch_l1snr_fast.__all__) - {"__version__"}
+
+
+def test_every_package_is_in_the_wheel():
+    listed = PROJECT["tool"]["setuptools"]["packages"]
+    folders = [ROOT / "torch_l1snr_fast", ROOT / "kernels"]
+    inits = [p.parent for folder in folders for p in sorted(folder.rglob("__init__.py"))]
+    found = [".".join(path.relative_to(ROOT).parts) for path in inits]
+    assert sorted(listed) == sorted(
+        f"torch_l1snr_fast.{name}" if name.startswith("kernels") else name for name in found
+    )
+
+
 def test_workflow_and_ci_call_targets_that_exist():
     targets = set(re.findall(r"^(\w+):", text("Makefile"), re.MULTILINE))
     workflow = re.findall(r"run: make (\w+)", text(".github/workflows/checks.yml"))
