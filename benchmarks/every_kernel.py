@@ -4,7 +4,7 @@
     python -m benchmarks.every_kernel --compile    # for this GPU, side by side on all cores
 
 What compute-sanitizer watches: all losses that :mod:`benchmarks.kernels` compiles, by both routes
-of the STFT. In Triton's interpreter where there is no GPU (TRITON_INTERPRET=1).
+of the STFT. On the machine of the tests where there is no GPU.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ from torch_l1snr_fast.kernels.triton import (
 )
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
-from triton.runtime.interpreter import InterpretedFunction
 
 from .kernels import CASES, Case, compiling, evaluate
-from .registry import torch_fft_route
+from .registry import on_machine, torch_fft_route
 
 MODULES = (waveform, objective, frames, spectrum, onchip)
 CHANNELS, LENGTH = 2, 2500  # several blocks of a waveform, and frames at and between the borders
@@ -54,7 +53,7 @@ def all_kernels() -> set[str]:
         name
         for module in MODULES
         for name, value in vars(module).items()
-        if name.endswith("_kernel") and isinstance(value, triton.runtime.KernelInterface)
+        if name.endswith("_kernel") and isinstance(value, triton.JITFunction)
     }
 
 
@@ -63,16 +62,13 @@ def launched() -> Iterator[set[str]]:
     """Names of the kernels that are launched inside."""
     names: set[str] = set()
 
-    def noting(run: Any) -> Any:
-        def note(self: Any, *args: Any, **kwargs: Any) -> Any:
-            names.add(self.fn.__name__)
-            return run(self, *args, **kwargs)
+    run = triton.JITFunction.run
 
-        return note
+    def note(self: Any, *args: Any, **kwargs: Any) -> Any:
+        names.add(self.fn.__name__)
+        return run(self, *args, **kwargs)
 
-    with contextlib.ExitStack() as stack:
-        for kind in (triton.JITFunction, InterpretedFunction):
-            stack.enter_context(mock.patch.object(kind, "run", noting(kind.run)))
+    with mock.patch.object(triton.JITFunction, "run", note):
         yield names
 
 
@@ -142,7 +138,8 @@ def main() -> int:
     if parser.parse_args().compile:
         compile_all(driver.active.get_current_target())
         return 0
-    return run_all()
+    with contextlib.nullcontext() if torch.cuda.is_available() else on_machine():
+        return run_all()
 
 
 def run_all() -> int:

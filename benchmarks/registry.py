@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 from unittest import mock
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_l1snr_fast
+from torch_l1snr_fast import backends
 
 UPSTREAM = "torch-l1-snr"
 COMPILED = "torch-l1-snr compiled"
@@ -144,6 +145,16 @@ def torch_fft_route() -> AbstractContextManager[Any]:
     from torch_l1snr_fast.kernels.triton import offchip
 
     return mock.patch.object(triton, "stft_route", return_value=offchip)
+
+
+@contextmanager
+def on_machine() -> Iterator[Any]:
+    """The Triton backend serves CPU tensors too, by the machine that the tests run on."""
+    from tests.machine import emulated
+
+    devices = backends.TRITON_DEVICES | {"cpu"}
+    with mock.patch.object(backends, "TRITON_DEVICES", devices), emulated() as driver:
+        yield driver
 
 
 def _on_gpu(loss: Loss, device: torch.device) -> bool:

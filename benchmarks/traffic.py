@@ -136,7 +136,6 @@ def caught_launches(traffic: Traffic) -> Iterator[None]:
     """Inside, the Triton backend serves CPU tensors: its launches are counted and not made."""
     import triton
     from triton.runtime import driver
-    from triton.runtime.interpreter import InterpretedFunction
 
     from .kernels import TARGETS, Offline
 
@@ -149,7 +148,6 @@ def caught_launches(traffic: Traffic) -> Iterator[None]:
     try:
         with (
             mock.patch.object(triton.JITFunction, "run", catch),
-            mock.patch.object(InterpretedFunction, "run", catch),
             mock.patch.object(backends, "select_backend", return_value="triton"),
             mock.patch.object(Notices, "sanitized"),  # waits for nothing on a GPU
         ):

@@ -31,6 +31,8 @@ KINDS = tuple(oracle.LOSSES)
 WAVEFORM = KINDS[:3]
 SPECTRAL = KINDS[3:]
 HALVES = (torch.bfloat16, torch.float16)
+# Tests are of CPU tensors, which Triton serves on the machine alone (on_machine.py).
+BACKENDS = ("eager", "reference") if torch.cuda.is_available() else ("eager", "reference", "triton")
 
 # One power of two, one whose hop does not divide it, one with a window shorter than the transform.
 SMALL = {

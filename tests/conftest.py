@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 import torch_l1snr_fast
 
-if not torch.cuda.is_available():
-    # Triton decides when it is imported, which torch.compile does in some tests.
-    os.environ.setdefault("TRITON_INTERPRET", "1")
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "the losses' tests by Triton in its interpreter, with transforms that it does on-chip"
-    parser.addoption("--on-chip", action="store_true", help=text)
-
-
-def force_on_chip() -> None:
-    """For test_policy, test_options, test_closed_form; float64 goes through torch.fft as ever."""
-    sys.path.append(str(Path(__file__).parent / "triton_kernels"))
-    import cases
-    import interpreter
-    import numpy as np
-
-    interpreter.repair()
-    np.seterr(all="ignore")  # results are checked, not signals
-    os.environ["TORCH_L1SNR_FAST_BACKEND"] = "triton"
-    cases.SMALL.update(
-        n_ffts=[256, 256, 512], hop_lengths=[64, 128, 128], win_lengths=[256, 200, 512]
-    )
+pytest_plugins = ["on_machine"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--on-chip"):
-        force_on_chip()
     # A warning that a test does not expect is a defect of the library or of the test.
     config.addinivalue_line("filterwarnings", "error::RuntimeWarning")
 
 
-NOT_ON_CHIP = {
-    "test_warning_names_the_cause_and_the_caller": "its lengths are those of small transforms",
-    "test_usage_examples_of_the_early_readme": "starts a process with no repaired interpreter",
-    "test_usage_examples_run_as_they_are_after_installing": "the same",
-}
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        reason = NOT_ON_CHIP.get(item.name.partition("[")[0])
-        if reason and config.getoption("--on-chip"):
-            item.add_marker(pytest.mark.skip(reason=reason))
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="no CUDA or ROCm device here")
@@ -65,12 +28,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def same_start() -> Iterator[None]:
+def same_start(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.manual_seed(0)
-    first = os.environ.get("TORCH_L1SNR_FAST_BACKEND", "auto")
-    torch_l1snr_fast.use_backend(first)
+    params = getattr(request.node, "callspec", None)
+    torch_l1snr_fast.use_backend(params.params.get("backend", "auto") if params else "auto")
     yield
-    torch_l1snr_fast.use_backend(first)
+    torch_l1snr_fast.use_backend("auto")
 
 
 @pytest.fixture(autouse=True)

@@ -490,7 +490,6 @@ def test_traffic_of_torch_l1_snr():
         assert after["launches"] < before["launches"] / 2
 
 
-@pytest.mark.slow
 @needs_triton
 def test_committed_traffic_is_that_of_the_kernels():
     """If this fails: python -m benchmarks.traffic --json benchmarks/results/traffic.json"""

@@ -14,11 +14,10 @@ from torch import Tensor
 import torch_l1snr_fast as package
 
 C = 10.0 / math.log(10.0)
-BACKENDS = ["eager", "reference"]
 ONE = {"n_ffts": [32], "hop_lengths": [8], "win_lengths": [32], "min_audio_length": 32}
 
 
-@pytest.fixture(autouse=True, params=BACKENDS)
+@pytest.fixture(autouse=True, params=cases.BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Any:
     with package.use_backend(request.param):
         yield

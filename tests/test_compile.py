@@ -13,8 +13,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import torch_l1snr_fast as package
 
-pytestmark = pytest.mark.slow
-
 OPTIONS = {
     "L1SNRLoss": {"l1_weight": 0.3},
     "L2SNRLoss": {},

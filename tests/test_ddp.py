@@ -16,10 +16,9 @@ if torch.distributed.is_available():
     from torch.distributed.tensor import DTensor
     from torch.nn.parallel import DistributedDataParallel
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed"),
-]
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch without distributed"
+)
 STEPS, BATCH = 3, 4
 OPTIONS = {"grad_scale": 0.5}
 

@@ -26,13 +26,12 @@ LEVELLED = {
     "STFTL1SNRDBLoss": {"l1_weight": 0.3, "use_regularization": True},
     "MultiL1SNRDBLoss": {"l1_weight": 0.3, "use_spec_regularization": True},
 }
-BACKENDS = ["eager", "reference"]
 
 
 # l1_scale
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", cases.BACKENDS)
 @pytest.mark.parametrize("l1_weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(
     ("kind", "scales"),
@@ -91,7 +90,7 @@ STEMS = {
 }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", cases.BACKENDS)
 @pytest.mark.parametrize("stems", STEMS.values(), ids=STEMS)
 @pytest.mark.parametrize("shape", [(2, 4, cases.LENGTH), (2, 4, 2, cases.LENGTH)], ids=str)
 def test_stems(shape: tuple[int, ...], stems: tuple[Any, list[int]], backend: str):
@@ -155,7 +154,7 @@ def test_stems_that_are_not_there(shape: tuple[int, ...], stems: Any, message: s
 # reduction
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", cases.BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_reduction(kind: str, reduction: str, backend: str):
@@ -188,7 +187,7 @@ def test_reduction_of_the_fallback(kind: str, reduction: str):
 # grad_scale
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", cases.BACKENDS)
 @pytest.mark.parametrize("scale", [0.01, 0.3, 77.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_grad_scale(kind: str, scale: float, backend: str):
@@ -216,7 +215,7 @@ def test_grad_scale_of_the_fallback(kind: str):
 # return_components
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", cases.BACKENDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("l1_weight", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("level", [False, True])
@@ -381,7 +380,7 @@ def quiet(**options: Any) -> nn.Module:
     return build("MultiL1SNRDBLoss", use_time_regularization=False, **options)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", cases.BACKENDS)
 @pytest.mark.parametrize(
     "make",
     [

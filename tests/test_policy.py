@@ -93,7 +93,7 @@ def test_overflow_shows(kind: str, size: float):
     assert gradient[1].isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("backend", cases.BACKENDS)
 @pytest.mark.parametrize(
     ("n_fft", "hop", "length", "place"),
     [
@@ -152,7 +152,7 @@ def test_values_in_every_dtype(kind: str, dtype: torch.dtype):
     cases.assert_close(value, cases.expected(kind, e, t)[0].mean(), bound)
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize("backend", cases.BACKENDS)
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 @pytest.mark.parametrize("options", [{}, {"l1_weight": 1.0}, {"min_audio_length": 302}], ids=str)
 def test_repaired_samples(bad: tuple[float, str], options: dict[str, Any], backend: str):

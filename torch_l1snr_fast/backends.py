@@ -15,8 +15,8 @@ from .notices import run_while_tracing
 
 BACKENDS = ("auto", "triton", "eager", "reference")
 VARIABLE = "TORCH_L1SNR_FAST_BACKEND"
-# Triton compiles for these; a CPU is served by its interpreter alone.
-TRITON_DEVICES = ("cuda", "xpu")
+# Types of devices that Triton's active driver serves. Tests, whose driver serves a CPU, add that.
+TRITON_DEVICES = frozenset({"cuda", "xpu"})
 OLDEST_TRITON = (3, 3)
 
 
@@ -91,9 +91,9 @@ def select_backend(device: torch.device) -> str:
     """Name of the backend for tensors on ``device``."""
     if _chosen in ("eager", "reference"):
         return _chosen
-    on_gpu = device.type in TRITON_DEVICES
+    served = device.type in TRITON_DEVICES
     if _chosen == "auto":
-        if not on_gpu:
+        if not served:
             return "eager"
         problem = triton_problem()
         if problem is None:
@@ -102,14 +102,11 @@ def select_backend(device: torch.device) -> str:
         return "eager"
 
     problem = triton_problem()
-    if problem is None and not on_gpu:
-        interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-        if not interpreted:
-            problem = f"it does not run on {device.type!r} tensors"
+    if problem is None and not served:
+        problem = f"it does not run on {device.type!r} tensors"
     if problem is not None:
         raise RuntimeError(
-            f"the triton backend was asked for, but {problem}. Use use_backend('auto') or 'eager'"
-            " (or, for a test on CPU tensors, set TRITON_INTERPRET=1 before importing triton)."
+            f"the triton backend was asked for, but {problem}. Use use_backend('auto') or 'eager'."
         )
     return "triton"
 

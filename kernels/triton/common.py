@@ -63,11 +63,11 @@ DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 def launch(kernel: Any, programs: int, threads: int, **arguments: Any) -> None:
     """Run ``programs`` instances of a kernel, of so many threads each, on the current stream."""
-    if isinstance(kernel, triton.JITFunction):  # the interpreter has no warps
-        warp_size = driver.active.get_current_target().warp_size
-        arguments["num_warps"] = max(1, threads // warp_size)
-        arguments["enable_fp_fusion"] = True  # no longer the default from Triton 3.10 on
-    kernel[(programs,)](**arguments)
+    kernel[(programs,)](
+        **arguments,
+        num_warps=max(1, threads // driver.active.get_current_target().warp_size),
+        enable_fp_fusion=True,  # no longer the default from Triton 3.10 on
+    )
 
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..eager.waveform import compute_dtype
-from ..plan import Objective, Resolution
+from ..plan import NONFINITE, Objective, Resolution
 from . import common
 from .common import PLANES, block_count, ceil_div, new_partials, split
 from .frames import Slab, frame, overlap_add
@@ -99,7 +99,18 @@ def stft_statistics(
 
     for slab in todo:
         one(slab)  # whose frames and spectra are gone before the next slab's
+    if sanitize and res.hop_length > res.pad:
+        partials[:, 0, NONFINITE] += nonfinite_outside_of_frames(estimates, actuals, res)
     return partials.view(batch, -1, partials.shape[-1]), (signs, edges)
+
+
+def nonfinite_outside_of_frames(estimates: Tensor, actuals: Tensor, res: Resolution) -> Tensor:
+    """How many per signal: of samples between frames and behind the last, if hops are so long."""
+    at = torch.arange(res.pad, res.pad + estimates.shape[-1], device=estimates.device)
+    frame = (at // res.hop_length).clamp(max=res.frames(estimates.shape[-1]) - 1)
+    outside = at - frame * res.hop_length >= res.n_fft
+    bad_e, bad_t = (~x.isfinite() & outside for x in (estimates, actuals))
+    return (bad_e.sum(-1) + bad_t.sum(-1)).flatten()
 
 
 def stft_gradient(

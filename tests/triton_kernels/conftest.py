@@ -1,20 +1,14 @@
-"""The Triton backend on a GPU where there is one, in Triton's interpreter otherwise."""
+"""The Triton backend on a GPU where there is one, on the machine otherwise (../on_machine.py)."""
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import interpreter
-import numpy as np
 import pytest
 import torch
-from checks import INTERPRETED
 from torch import Tensor
 from torch_l1snr_fast.kernels.triton import common
-
-if INTERPRETED:
-    interpreter.repair()
 
 
 @pytest.fixture
@@ -22,26 +16,10 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.fixture(autouse=True)
-def runnable(device: torch.device) -> Iterator[None]:
-    if device.type == "cpu" and not INTERPRETED:
-        pytest.fail(
-            "Triton was imported before it could be told to interpret; set TRITON_INTERPRET=1"
-        )
-    # The interpreter computes with NumPy; results are checked, not signals.
-    with np.errstate(all="ignore"):
-        yield
-
-
 @pytest.fixture
-def apart(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Tensor]]:
+def apart(device: torch.device) -> Callable[..., list[Tensor]]:
     """Copies of [3, C, L] whose rows are so far apart that twice the stride exceeds 32 bits."""
     stride = 2**30 + 5
-    if INTERPRETED:
-        from triton.runtime.interpreter import GridExecutor
-
-        # The interpreter writes whole storages back, though on a CPU it works in them.
-        monkeypatch.setattr(GridExecutor, "_restore_args_dev", lambda *args: None)
 
     def copies(*tensors: Tensor) -> list[Tensor]:
         size = 2 * stride + 512 * len(tensors)

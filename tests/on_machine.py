@@ -1,0 +1,113 @@
+"""A pytest plugin: without a GPU, Triton's kernels run compiled, on the machine of tests/machine.
+
+They are compiled, bound and launched as for an H100; the machine executes their PTX and watches it.
+All tests of triton_kernels/ run so, and those whose ``backend`` is "triton", among which each test
+of LOSSES has a copy. Whatever the sanitizers find fails the test, unless it is BENIGN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cases
+import pytest
+import torch
+
+from torch_l1snr_fast import backends
+
+HERE = Path(__file__).parent
+ON_GPU = torch.cuda.is_available()
+
+# Modules about the losses themselves, whose tests run by the automatic backend and by Triton.
+LOSSES = {"test_closed_form", "test_options", "test_policy", "test_readme", "test_upstream"}
+# One transform that Triton does on-chip (of float32), and two that it does through torch.fft.
+SIZES = {"n_ffts": [256, 64, 50], "hop_lengths": [64, 12, 20], "win_lengths": [200, 64, 40]}
+OF_THEIR_OWN_SIZES = {"test_warning_names_the_cause_and_the_caller"}
+# Tests of LOSSES that have no copy by Triton.
+NO_COPY = {
+    "test_installing_redirects_every_way_to_import": "it starts a process, which has no machine",
+    "test_usage_examples_of_the_early_readme": "the same",
+    "test_usage_examples_run_as_they_are_after_installing": "the same",
+    "test_functions_have_the_defaults_of_the_modules": "it is about arguments, and of full size",
+}
+
+# (kernel, kind of finding, hazard): why no result can depend on it.
+BENIGN = {
+    ("objective_kernel", "shared-race", "write-after-write"): (
+        "Its tiles have fewer elements than threads. Threads that hold copies of one element all"
+        " write it, the same bits, where a layout is converted. Only such findings count as benign:"
+        " the machine saw the same value every time."
+    ),
+}
+# What tests of these names do cannot be watched for unwritten memory.
+UNTRACKED = {
+    "test_memory": "they count what is allocated themselves",
+    "test_gradcheck": "it makes thousands of tensors",
+    "test_launches": "they run no kernel, so nothing is written",
+}
+
+found: Counter[str] = Counter()
+
+
+def by_triton(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return params.get("backend") == "triton"
+
+
+def on_machine(item: pytest.Item) -> bool:
+    return not ON_GPU and (HERE / "triton_kernels" in item.path.parents or by_triton(item))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A copy by Triton of what has no backend of its own."""
+    if ON_GPU or metafunc.module.__name__ not in LOSSES or metafunc.function.__name__ in NO_COPY:
+        return
+    if "backend" not in metafunc.fixturenames:
+        metafunc.fixturenames.append("backend")
+        metafunc.parametrize("backend", ["auto", "triton"])
+
+
+def is_benign(finding: Any) -> bool:
+    return finding.benign and (finding.kernel, finding.kind, finding.hazard) in BENIGN
+
+
+@pytest.fixture(autouse=True)
+def sizes_for_triton(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by_triton(request.node) and request.node.originalname not in OF_THEIR_OWN_SIZES:
+        for name, sizes in SIZES.items():
+            monkeypatch.setitem(cases.SMALL, name, sizes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[None]:
+    if not on_machine(pyfuncitem):
+        return (yield)
+    from machine import Tracker, emulated  # which import Triton
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(
+            backends, "TRITON_DEVICES", backends.TRITON_DEVICES | {"cpu"}
+        )
+        driver = stack.enter_context(emulated(seed=1))
+        unwritten: list[Any] = []
+        if not pyfuncitem.name.startswith(tuple(UNTRACKED)):
+            tracker = stack.enter_context(Tracker())
+            driver.memory_of, unwritten = tracker.memory_of, tracker.findings
+        result = yield
+    found["tests"] += 1
+    found["launches"] += len(driver.records)
+    found["warp instructions"] += sum(record.result.executed for record in driver.records)
+    bad = [*(f for f in driver.findings if not is_benign(f)), *unwritten]
+    if bad:
+        pytest.fail("\n".join(map(str, bad)), pytrace=False)
+    return result
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if found:
+        counted = ", ".join(f"{count} {what}" for what, count in found.items())
+        terminalreporter.write_line(f"on the machine: {counted}")
