@@ -5,8 +5,9 @@ with emulated() as driver:
 driver.findings
 """
 
-from .driver import Driver, LaunchError, Record, emulated
+from .cuda import LaunchError
+from .driver import Driver, Record, emulated
 from .shadow import Tracker
-from .simt import Finding, Memory
+from .simt import Finding, Memory, Options
 
-__all__ = ["Driver", "Finding", "LaunchError", "Memory", "Record", "Tracker", "emulated"]
+__all__ = ["Driver", "Finding", "LaunchError", "Memory", "Options", "Record", "Tracker", "emulated"]

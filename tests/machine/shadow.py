@@ -69,11 +69,11 @@ class Tracker(TorchDispatchMode):
     def written(self, x: torch.Tensor) -> np.ndarray | None:
         """A view of the bytes' marks with the tensor's shape and strides; None if all are."""
         known = self.memories.get(x.untyped_storage().data_ptr())
-        if known is None or known.init is None:
+        if known is None or known.written is None:
             return None
         size = x.element_size()
         return np.lib.stride_tricks.as_strided(
-            known.init[x.storage_offset() * size :],
+            known.written[x.storage_offset() * size :],
             (*x.shape, size),
             (*[s * size for s in x.stride()], 1),
         )
@@ -133,7 +133,7 @@ class Tracker(TorchDispatchMode):
         size = x.untyped_storage().nbytes()
         if not size or not plain(x):
             return
-        self.memory_of(x).init = np.zeros(size + 8, np.uint8)
+        self.memory_of(x).written = np.zeros(size + 8, np.uint8)
         ctypes.memset(x.untyped_storage().data_ptr(), self.poison, size)
         self.fresh += 1
 

@@ -1,0 +1,128 @@
+// What is found: races by happens-before, and data that decides where the program goes.
+
+#include "machine.h"
+
+void report(Machine *m, Finding f) {
+  Launch *l = m->l;
+  for (int k = 0; k < l->n_findings; k++) {
+    Finding *g = &l->findings[k];
+    if (g->kind == f.kind && g->pc == f.pc && g->pc2 == f.pc2 && g->arg == f.arg && g->hazard == f.hazard) {
+      g->count++;
+      g->same += f.same;
+      return;
+    }
+  }
+  f.cta = m->cta;
+  f.count = 1;
+  if (l->n_findings < l->max_findings - 1) l->findings[l->n_findings++] = f;
+  else l->findings[l->max_findings - 1] = (Finding){.kind = TOO_MANY, .count = 1}, l->n_findings = l->max_findings;
+}
+
+// ---- races within a program: two accesses are ordered by a barrier of the program between them
+// (another epoch) or, within a warp, by bar.warp.sync. In which order the warps ran does not matter.
+
+enum { IS_ORDERED, BY_SHUFFLE_ONLY, RACES };
+
+static int order(const Step *s, const Access *a, int thread) {
+  if (a->epoch != s->m->epoch || a->thread == thread) return IS_ORDERED;
+  if (a->thread / WARP != thread / WARP) return RACES;
+  if (a->strong != s->w->strong) return IS_ORDERED;
+  return a->weak != s->w->weak ? BY_SHUFFLE_ONLY : RACES;
+}
+
+static void conflict(const Step *s, const Access *a, Finding f) {
+  static const int kinds[2][2] = {{GLOBAL_WEAK, GLOBAL_RACE}, {SHARED_WEAK, SHARED_RACE}};
+  int how = order(s, a, f.thread);
+  if (how == IS_ORDERED) return;
+  f.kind = kinds[f.detail == SHARED][how == RACES];
+  f.pc = s->pc, f.pc2 = a->pc, f.cta2 = s->m->cta, f.thread2 = a->thread;
+  report(s->m, f);
+}
+
+void watch(const Step *s, Shadow *shadow, int write, int same, int lane, u64 address, int arg, int space) {
+  int thread = thread_of(s->w, lane);
+  Access now = {s->m->epoch, s->w->strong, s->w->weak, s->pc, thread};
+  Finding f = {.hazard = write ? WAW : RAW, .same = same, .thread = thread, .address = address, .arg = arg, .detail = space};
+  conflict(s, &shadow->write, f);
+  if (write) {
+    f.hazard = WAR;
+    conflict(s, &shadow->read, f);
+    conflict(s, &shadow->same_warp, f);
+    conflict(s, &shadow->other_warp, f);
+    shadow->write = now;
+    return;
+  }
+  const Access *last = &shadow->read, other = shadow->other_warp;
+  if (last->epoch == s->m->epoch && last->thread != thread) {
+    if (last->thread / WARP == thread / WARP) {
+      shadow->same_warp = *last;
+    } else {
+      int useful = other.epoch == s->m->epoch && other.thread / WARP == thread / WARP && other.thread != thread;
+      shadow->other_warp = *last;
+      shadow->same_warp = useful ? other : (Access){0};
+    }
+  }
+  shadow->read = now;
+}
+
+// ---- races between programs: nothing orders those of one launch
+
+GlobalShadow *shadow_at(const Alloc *a, u64 granule) {
+  GlobalShadow **page = &a->shadow[granule / PAGE];
+  if (!*page) *page = calloc(PAGE, sizeof(GlobalShadow));
+  return *page + granule % PAGE;
+}
+
+void free_shadow(GlobalShadow **pages, s64 count) {
+  for (s64 k = 0; k < count; k++) free(pages[k]);
+}
+
+void watch_grid(const Step *s, GlobalShadow *g, int write, int same, int atomic, int lane, u64 address, int arg) {
+  const Machine *m = s->m;
+  int thread = thread_of(s->w, lane);
+  if (g->launch != m->launch) {
+    g->launch = m->launch;
+    g->w_cta = g->r_cta = -1;
+    g->atomic = 0;
+  }
+  if (g->w_cta >= 0 && g->w_cta != m->cta && !(atomic && g->atomic))
+    REPORT(s, .kind = GRID_RACE, .pc2 = g->w_pc, .arg = arg, .hazard = write ? WAW : RAW, .same = same,
+           .address = address, .thread = thread, .cta2 = g->w_cta, .thread2 = g->w_thread);
+  if (write) {
+    if (g->r_cta >= 0 && g->r_cta != m->cta)
+      REPORT(s, .kind = GRID_RACE, .pc2 = g->r_pc, .arg = arg, .hazard = WAR, .same = same,
+             .address = address, .thread = thread, .cta2 = g->r_cta, .thread2 = g->r_thread);
+    g->w_cta = m->cta, g->w_pc = s->pc, g->w_thread = thread, g->atomic = atomic;
+  } else if (g->r_cta < 0) {
+    g->r_cta = m->cta, g->r_pc = s->pc, g->r_thread = thread;
+  }
+}
+
+// ---- data: what is loaded taints, and what is computed of it. Where taint reaches neither a branch,
+// nor a guard of an access, nor an address, the same accesses happen for all data.
+
+void watch_data(const Step *s, u32 here) {
+  const Ins *i = s->i;
+  if (i->kind == ARITHMETIC) return;
+  u32 guard = i->guard >= 0 ? *taint(s->w, i->guard) & here : 0;
+  if (guard)
+    REPORT(s, .kind = i->kind == BRANCH ? DATA_BRANCH : DATA_GUARD, .thread = thread_of(s->w, first(guard)));
+  if (i->space == NO_SPACE) return;
+  u32 address = *taint(s->w, i->o[i->to + i->from - 1]) & s->x;
+  if (address)
+    REPORT(s, .kind = i->space == SHARED ? DATA_SHARED : DATA_GLOBAL, .thread = thread_of(s->w, first(address)));
+}
+
+// From sources, and from what decides whether they are taken, to destinations. Loads have already
+// marked what comes from memory.
+void follow(const Step *s, u32 here) {
+  const Ins *i = s->i;
+  u32 guard = i->guard >= 0 ? *taint(s->w, i->guard) & here : 0;
+  u32 from = 0;
+  for (int k = 0; k < i->from; k++) from |= *taint(s->w, i->o[i->to + k]);
+  if (i->kind == COLLECTIVE && from & s->x) from = FULL; // every lane may have another's
+  for (int k = 0; k < i->to; k++) {
+    u32 *to = taint(s->w, i->o[k]);
+    *to = (i->kind == MEMORY ? *to : *to & ~s->x) | (from & s->x) | guard;
+  }
+}
