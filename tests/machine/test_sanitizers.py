@@ -331,7 +331,7 @@ def test_a_kernel_for_another_target() -> None:
 
 
 def test_a_parameter_that_the_kernel_does_not_have() -> None:
-    with pytest.raises(LaunchError, match="takes .* and is given"):
+    with pytest.raises(LaunchError, match=r"takes .* and is given"):
         run(reduce, replace(r",\s*\.param [^,]*reduce_kernel_param_3\b", ""))
 
 

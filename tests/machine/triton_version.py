@@ -1,4 +1,4 @@
-"""What is of one Triton or another: written for 3.5 to 3.9, whose NVIDIA backend these names are of.
+"""What is of one Triton or another, of 3.5 to 3.9: names of its NVIDIA backend, launchers, hooks.
 
 Triton's own driver.c and launchers are compiled and used, against the libcuda.so.1 of cuda.c.
 """
