@@ -6,11 +6,12 @@ L samples. A *term* of the loss is the waveform domain or one STFT resolution.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+from .modes import kept
 
 WINDOWS = ("hann", "hamming", "blackman", "bartlett", "kaiser")
 
@@ -62,19 +63,19 @@ class Resolution(NamedTuple):
 
     def window(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The window, centred in n_fft and divided by its L2 norm; cached, never to be written."""
-        return _window(self, dtype, device)
+        return window(self.n_fft, self.win_length, self.window_fn, dtype, device)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # an inference tensor could not be used in training later
-def _window(resolution: Resolution, dtype: torch.dtype, device: torch.device) -> Tensor:
-    n_fft, _, win_length, name = resolution
+@kept(at_most=1 << 24)  # hundreds: a CUDA graph may still point to them
+def window(
+    n_fft: int, win_length: int, name: str, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     # float32 window, float64 norm, float32 result: torch-l1-snr's rounding, for its values.
-    window = getattr(torch, f"{name}_window")(win_length, dtype=torch.float32, device="cpu")
-    exact = window.double()
-    window = (exact / exact.square().sum().sqrt()).float()
+    plain = getattr(torch, f"{name}_window")(win_length, dtype=torch.float32, device="cpu")
+    exact = plain.double()
+    normed = (exact / exact.square().sum().sqrt()).float()
     left = (n_fft - win_length) // 2
-    padded = torch.nn.functional.pad(window, (left, n_fft - win_length - left))
+    padded = torch.nn.functional.pad(normed, (left, n_fft - win_length - left))
     return padded.to(device=device, dtype=dtype)
 
 

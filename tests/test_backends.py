@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -152,15 +153,27 @@ def test_no_warning_for_who_chose(name: str):
     assert not caught
 
 
-def test_triton_that_is_too_old_counts_as_missing(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("version", ["3.0.1", "3.4.0"])
+def test_triton_that_is_too_old_counts_as_missing(version: str, monkeypatch: pytest.MonkeyPatch):
+    """3.4, which torch 2.8 brings, does not compile the kernels."""
     triton = pytest.importorskip("triton")
     forget()
-    monkeypatch.setattr(triton, "__version__", "3.0.1")
-    with (
-        package.use_backend("triton"),
-        pytest.raises(RuntimeError, match=r"triton 3\.0\.1 is too old.*3\.3"),
-    ):
+    monkeypatch.setattr(triton, "__version__", version)
+    reason = re.escape(f"triton {version} is too old") + r".*triton>=3\.5"
+    with package.use_backend("triton"), pytest.raises(RuntimeError, match=reason):
         chosen(CUDA)
+    with package.use_backend("auto"), pytest.warns(RuntimeWarning, match=reason):
+        assert chosen(CUDA) == "eager"
+    forget()
+
+
+@pytest.mark.parametrize("version", ["3.5.0", "3.10.0+git1a2b3c", "4.0.0"])
+def test_triton_that_is_new_enough(version: str, monkeypatch: pytest.MonkeyPatch):
+    triton = pytest.importorskip("triton")
+    forget()
+    monkeypatch.setattr(triton, "__version__", version)
+    with package.use_backend("auto"):
+        assert chosen(CUDA) == "triton"
     forget()
 
 

@@ -105,6 +105,61 @@ def test_a_new_length_is_compiled_at_most_once_more():
     assert graphs.frame_count <= 2
 
 
+# Settings that trainers schedule, with those that make them count.
+SCHEDULED = [
+    ("L1SNRLoss", "weight", {}),
+    ("L1SNRLoss", "eps", {"l1_weight": 0.3}),
+    ("L1SNRLoss", "ref_level", {"l1_weight": 0.3}),
+    ("L1SNRLoss", "weight", {"l1_weight": 1.0}),
+    ("L1SNRLoss", "grad_scale", {}),
+    ("L2SNRLoss", "tau", {}),
+    ("L1SNRDBLoss", "reg_coef", {}),
+    ("L1SNRDBLoss", "lambda0", {}),
+    ("L1SNRDBLoss", "l1_scale", {"l1_weight": 0.3, "l1_scale": 0.7}),
+    ("STFTL1SNRDBLoss", "weight", {}),
+    ("STFTL1SNRDBLoss", "spec_reg_coef", {"use_regularization": True}),
+    ("MultiL1SNRDBLoss", "weight", {}),
+    ("MultiL1SNRDBLoss", "spec_weight", {"grad_scale": 0.3}),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "options"), SCHEDULED)
+def test_a_scheduled_setting_is_compiled_at_most_once_more(
+    kind: str, name: str, options: dict[str, Any]
+):
+    """Its second value makes it a variable; the others cost nothing."""
+    follow_schedule(kind, name, options, signals(2, 2, cases.LENGTH))
+
+
+@pytest.mark.parametrize("name", ["weight", "reg_coef", "l1_scale", "grad_scale"])
+def test_the_same_where_the_target_needs_a_gradient(name: str):
+    e, t = signals(2, 2, cases.LENGTH)
+    options = {"l1_weight": 0.3, "l1_scale": 0.7}
+    follow_schedule("L1SNRDBLoss", name, options, (e, t.requires_grad_()))
+
+
+def follow_schedule(kind: str, name: str, options: dict[str, Any], pair: Any) -> None:
+    graphs = counter()
+    loss = build(kind, **options)
+    compiled = torch.compile(loss, backend=graphs, fullgraph=True)
+    values = []
+    for value in (0.75, 0.5, 0.3, 0.9):
+        setattr(loss, name, value)
+        assert_same(compiled, loss, *pair)
+        values.append(float(loss(*pair).detach()))
+    assert graphs.frame_count <= 2
+    assert name == "grad_scale" or len(set(values)) == len(values)
+
+
+def test_a_scheduled_setting_with_code_generated():
+    loss = build("MultiL1SNRDBLoss")
+    compiled = torch.compile(loss, fullgraph=True)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for value in (0.75, 0.5, 0.3, 0.9):
+            loss.spec_weight = value
+            assert_same(compiled, loss, *signals(2, 2, cases.LENGTH))
+
+
 def test_components_stems_and_parts():
     graphs = counter()
     e, t = signals(2, 4, cases.LENGTH)
@@ -183,10 +238,16 @@ def test_operator_registration():
     """torch's own checks of the custom operator: schema, fake tensors, autograd, dynamic shapes."""
     from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
 
-    from torch_l1snr_fast.autograd import encode, value_and_gradient
+    from torch_l1snr_fast.autograd import decode, encode, value_and_gradient
 
     stft = Objective(parts=2, regularize=True)
     plan = Plan(Objective(regularize=True), stft, (Resolution(16, 4, 16), Resolution(9, 5, 7)))
     e, t = signals(2, 2, 40)
     arguments = (e.requires_grad_(), t, *encode(plan), "eager", True, "name")
+    torch.library.opcheck(value_and_gradient, arguments)
+    numbers, settings, *rest = encode(plan)
+    assert numbers is None
+    variables = torch.tensor(settings, dtype=torch.float64)
+    assert decode(variables, [], *rest) == decode(None, settings, *rest) == plan
+    arguments = (e, t, variables, [], *rest, "eager", True, "name")
     torch.library.opcheck(value_and_gradient, arguments)

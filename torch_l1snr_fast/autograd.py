@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from . import backends, reference
 from .kernels.eager.waveform import compute_dtype
+from .kernels.modes import variable
 from .kernels.plan import PARTS, WINDOWS, Objective, Plan, Resolution
 from .notices import Notices, notices_of
 
@@ -24,13 +24,13 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, kernels: ModuleType, save: bool
+        ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, backend: str, save: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = compute_dtype(estimates, actuals)
+        kernels, dtype = backends.kernels(backend), compute_dtype(estimates, actuals)
         found = kernels.statistics(plan, estimates, actuals, save)
         result = kernels.objective(plan, found.partials, *estimates.shape[1:], dtype)
         if save:
-            ctx.plan, ctx.kernels, ctx.dtype = plan, kernels, dtype
+            ctx.plan, ctx.backend, ctx.dtype = plan, backend, dtype
             # Targets made in inference mode cannot be saved; they cannot be trained on either, so
             # holding them is enough.
             ctx.held = actuals if actuals.is_inference() else None
@@ -47,7 +47,12 @@ class FusedLoss(torch.autograd.Function):
         if grad is None:
             return None, None, None, None, None
         estimates, actuals, parts, coefficients, *saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the gradient itself must be differentiable
+        if torch.compiler.is_compiling():  # compiled autograd sees one opaque operator, too
+            rows = coefficients * grad
+            gradient = fused_gradient(
+                saved, rows, estimates, ctx.dtype, *encode(ctx.plan), ctx.backend
+            )
+        elif torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
             again = reference.loss(ctx.plan, estimates, actuals if ctx.held is None else ctx.held)
             if not torch.allclose(again.parts, parts, *SAME_PARTS, equal_nan=True):
                 raise RuntimeError(CHANGED)
@@ -56,7 +61,8 @@ class FusedLoss(torch.autograd.Function):
             # vmap (is_grads_batched=True) sees no further than PyTorch's operators.
             batched = backends.is_batched(grad)
             rows = coefficients if batched else coefficients * grad
-            gradient = ctx.kernels.gradient(ctx.plan, tuple(saved), rows, estimates, ctx.dtype)
+            kernels = backends.kernels(ctx.backend)
+            gradient = kernels.gradient(ctx.plan, tuple(saved), rows, estimates, ctx.dtype)
             if batched:
                 gradient = scaled(gradient, grad)
         return gradient, None, None, None, None
@@ -104,19 +110,24 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
     """Loss and parts of [B, C, L] waveforms, differentiable with respect to the estimates."""
     name = backends.select_backend(estimates.device)
     save = torch.is_grad_enabled() and estimates.requires_grad
-    if name == "reference" or backends.needs_reference(actuals):
+    if name == "reference" or backends.needs_reference(estimates, actuals):
+        if plan.spectrum is not None and hasattr(estimates, "full_tensor"):
+            raise TypeError(
+                "the STFT of a DTensor cannot be computed. Pass what it holds: x.full_tensor(), or"
+                " x.to_local() where it is sharded by batch items (and average over the ranks)"
+            )
         result = reference.loss(plan, estimates, actuals)
         value, parts, nonfinite = result.loss, result.parts, result.nonfinite
-        if torch.compiler.is_compiling() or backends.in_functorch():
+        if backends.needs_operator() or backends.transforming():
             return value, parts  # the count cannot be looked at from in there
-    elif torch.compiler.is_compiling():
+    elif backends.needs_operator():
         value, parts, _ = value_and_gradient(
             estimates, actuals, *encode(plan), name, save, notices.name
         )
         return value, parts
     else:
         value, parts, nonfinite = FusedLoss.apply(  # type: ignore[no-untyped-call]
-            estimates, actuals, plan, backends.kernels(name), save
+            estimates, actuals, plan, name, save
         )
         if save:
             raw = value.grad_fn._raw_saved_tensors
@@ -126,68 +137,76 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
     return value, parts
 
 
-# torch.compile sees one opaque operator: plans travel as numbers, and the gradient is computed with
-# the value, in float32 or better, to be multiplied by the incoming gradient later.
+# torch.compile and modes that look at every operator see opaque ones: plans travel as numbers, and
+# the gradient is computed with the value, in float32 or better, to be multiplied by the incoming
+# gradient later.
 
-Encoded = tuple[list[float], list[float], list[int], str, float, list[bool]]
+Encoded = tuple[Tensor | None, list[float], list[bool], list[int], str, list[bool]]
+ENCODED = (
+    "Tensor? numbers, float[] settings, bool[] domains, int[] resolutions, str reduction,"
+    " bool[] sanitize"
+)
 
 
 def encode(plan: Plan) -> Encoded:
-    domains = [[] if d is None else [float(x) for x in d] for d in (plan.waveform, plan.spectrum)]
+    """A plan as an operator's arguments: ``numbers`` are its settings where these are variables.
+
+    torch.compile makes those of them variables that have changed between calls.
+    """
+    domains = plan.waveform, plan.spectrum
+    values = [plan.grad_scale, *(x for domain in domains if domain is not None for x in domain)]
+    settings = [variable(x) for x in values]
+    numbers = None
+    if any(isinstance(x, Tensor) for x in settings):
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        numbers, settings = torch.stack([one * x for x in settings]), []
     resolutions = [
         x
         for r in plan.resolutions
         for x in (r.n_fft, r.hop_length, r.win_length, WINDOWS.index(r.window_fn))
     ]
     sanitize = [plan.sanitize_waveform, plan.sanitize_spectrum]
-    return domains[0], domains[1], resolutions, plan.reduction, plan.grad_scale, sanitize
+    present = [domain is not None for domain in domains]
+    return numbers, [float(x) for x in settings], present, resolutions, plan.reduction, sanitize
 
 
 def decode(
-    waveform: list[float],
-    spectrum: list[float],
+    numbers: Tensor | None,
+    settings: list[float],
+    domains: list[bool],
     resolutions: list[int],
     reduction: str,
-    grad_scale: float,
     sanitize: list[bool],
 ) -> Plan:
+    grad_scale, *values = settings if numbers is None else numbers.tolist()
     kinds = [type(value) for value in Objective()]
-    domains = [
-        Objective._make(kind(x) for kind, x in zip(kinds, d, strict=True)) if d else None
-        for d in (waveform, spectrum)
-    ]
+    objectives: list[Objective | None] = []
+    for present in domains:
+        own, values = values[: len(kinds) * present], values[len(kinds) * present :]
+        fields = (kind(x) for kind, x in zip(kinds, own, strict=True)) if present else ()
+        objectives.append(Objective._make(fields) if present else None)
     quads = [resolutions[i : i + 4] for i in range(0, len(resolutions), 4)]
     stfts = tuple(Resolution(n, hop, win, WINDOWS[w]) for n, hop, win, w in quads)
-    return Plan(domains[0], domains[1], stfts, reduction, grad_scale, *sanitize)
+    return Plan(*objectives, stfts, reduction, grad_scale, *sanitize)
 
 
 @torch.library.custom_op(
     "torch_l1snr_fast::value_and_gradient",
     mutates_args=(),
-    schema="(Tensor estimates, Tensor actuals, float[] waveform, float[] spectrum,"
-    " int[] resolutions, str reduction, float grad_scale, bool[] sanitize, str backend, bool save,"
-    " str name) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor estimates, Tensor actuals, {ENCODED}, str backend, bool save, str name)"
+    " -> (Tensor, Tensor, Tensor)",
 )
 def value_and_gradient(
-    estimates: Tensor,
-    actuals: Tensor,
-    waveform: list[float],
-    spectrum: list[float],
-    resolutions: list[int],
-    reduction: str,
-    grad_scale: float,
-    sanitize: list[bool],
-    backend: str,
-    save: bool,
-    name: str,
+    estimates: Tensor, actuals: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, parts and the gradient for an incoming gradient of one (empty unless ``save``)."""
-    plan = decode(waveform, spectrum, resolutions, reduction, grad_scale, sanitize)
+    *encoded, backend, save, name = rest
+    plan = decode(*encoded)
     kernels = backends.kernels(backend)
     dtype = compute_dtype(estimates, actuals)
     found = kernels.statistics(plan, estimates, actuals, save)
     result = kernels.objective(plan, found.partials, *estimates.shape[1:], dtype)
-    if any(sanitize):
+    if plan.sanitize_waveform or plan.sanitize_spectrum:
         notices_of(name).sanitized(result.nonfinite)
     gradient = estimates.new_empty(0, dtype=dtype)
     if save:
@@ -198,22 +217,11 @@ def value_and_gradient(
 
 
 @value_and_gradient.register_fake
-def _(
-    estimates: Tensor,
-    actuals: Tensor,
-    waveform: list[float],
-    spectrum: list[float],
-    resolutions: list[int],
-    reduction: str,
-    grad_scale: float,
-    sanitize: list[bool],
-    backend: str,
-    save: bool,
-    name: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(estimates: Tensor, actuals: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _, _, domains, resolutions, reduction, _, _, save, _ = rest
     dtype = compute_dtype(estimates, actuals)
     batch = estimates.shape[0]
-    terms = bool(waveform) + len(resolutions) // 4
+    terms = domains[0] + len(resolutions) // 4
     return (
         estimates.new_empty((batch,) if reduction == "none" else (), dtype=dtype),
         estimates.new_empty((terms, len(PARTS), batch), dtype=dtype),
@@ -223,15 +231,47 @@ def _(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(output[2])
-    ctx.dtype = inputs[0].dtype
+    ctx.dtype, ctx.rest = inputs[0].dtype, len(inputs) - 1
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "a second derivative (create_graph=True) is not there within torch.compile or a mode"
+            " that looks at every operator. Compute the loss with use_backend('reference')"
+        )
     (gradient,) = ctx.saved_tensors
     if grad is not None:
         grad = scaled(gradient, grad).to(ctx.dtype)
-    return grad, *[None] * 10
+    return grad, *[None] * ctx.rest
 
 
 value_and_gradient.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op(
+    "torch_l1snr_fast::gradient",
+    mutates_args=(),
+    schema=f"(Tensor?[] saved, Tensor coefficients, Tensor estimates, ScalarType dtype, {ENCODED},"
+    " str backend) -> Tensor",
+)
+def fused_gradient(
+    saved: list[Tensor | None],
+    coefficients: Tensor,
+    estimates: Tensor,
+    dtype: torch.dtype,
+    *rest: Any,
+) -> Tensor:
+    """The gradient that :class:`FusedLoss` has saved everything for."""
+    *encoded, backend = rest
+    kernels = backends.kernels(backend)
+    gradient: Tensor = kernels.gradient(
+        decode(*encoded), tuple(saved), coefficients, estimates, dtype
+    )
+    return gradient
+
+
+@fused_gradient.register_fake
+def _(saved: Any, coefficients: Any, estimates: Tensor, *rest: Any) -> Tensor:
+    return estimates.new_empty(estimates.shape)

@@ -10,14 +10,15 @@ from types import ModuleType, TracebackType
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from .notices import run_while_tracing
+from .kernels.modes import dispatching, run_while_tracing
 
 BACKENDS = ("auto", "triton", "eager", "reference")
 VARIABLE = "TORCH_L1SNR_FAST_BACKEND"
 # Types of devices that Triton's active driver serves. Tests, whose driver serves a CPU, add that.
 TRITON_DEVICES = frozenset({"cuda", "xpu"})
-OLDEST_TRITON = (3, 3)
+OLDEST_TRITON = (3, 5)  # constexpr_function, and recursion of functions on tuples
 
 
 def _checked(name: str, source: str) -> str:
@@ -122,21 +123,32 @@ def kernels(name: str) -> ModuleType:
     return eager
 
 
-def in_functorch() -> bool:
-    """Whether a transform of torch.func (vmap, grad, jvp, ...) is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def is_batched(x: Tensor) -> bool:
     """Whether a tensor stands for many, as incoming gradients with is_grads_batched=True do."""
     functorch = torch._C._functorch
     return functorch.is_legacy_batchedtensor(x) or functorch.is_functorch_wrapped_tensor(x)
 
 
-def needs_reference(actuals: Tensor) -> bool:
+@run_while_tracing
+def transforming() -> bool:
+    """Whether torch.func (vmap, grad, jvp, ...), forward-mode AD or torch.jit.trace is at work."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.jit.is_tracing()
+    )
+
+
+def needs_reference(estimates: Tensor, actuals: Tensor) -> bool:
     """Whether something is asked that only differentiable PyTorch can answer."""
-    if torch.is_grad_enabled() and actuals.requires_grad:
-        return True
-    if torch.compiler.is_compiling():
-        return False
-    return in_functorch() or torch.autograd.forward_ad._current_level >= 0
+    return (
+        (torch.is_grad_enabled() and actuals.requires_grad)
+        or is_traceable_wrapper_subclass(estimates)  # DTensor, NestedTensor, ...
+        or is_traceable_wrapper_subclass(actuals)
+        or transforming()
+    )
+
+
+def needs_operator() -> bool:
+    """Whether the computation is looked at, operator by operator, and has to be one of them."""
+    return torch.compiler.is_compiling() or dispatching()

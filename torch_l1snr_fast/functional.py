@@ -18,6 +18,7 @@ from .kernels.complex_plan import ComplexPlan
 from .kernels.eager.objective import C
 from .kernels.eager.objective import dbrms as level
 from .kernels.eager.waveform import compute_dtype
+from .kernels.modes import variable
 from .kernels.plan import PARTS, Objective, Plan, Resolution, changed
 from .notices import Notices
 from .reference import scale_gradient
@@ -55,7 +56,7 @@ def l1snr_objective(
     validation.unit_interval(l1_weight=l1_weight)
     validation.positive(ref_level=ref_level)
     validation.non_negative(weight=weight, eps=eps)
-    scale = l1_scale_of(None, l1_weight, C / (ref_level + eps))
+    scale = l1_scale_of(None, l1_weight, C / (variable(ref_level) + variable(eps)))
     return Objective(weight=weight, eps=eps, l1_weight=l1_weight, l1_scale=scale)
 
 
@@ -92,7 +93,7 @@ def l1snrdb_objective(
         weight=weight,
         eps=l1snr_eps,
         l1_weight=l1_weight,
-        l1_scale=l1_scale_of(l1_scale, l1_weight, C / (ref_level + l1snr_eps)),
+        l1_scale=l1_scale_of(l1_scale, l1_weight, C / (variable(ref_level) + variable(l1snr_eps))),
         regularize=bool(use_regularization) and l1_weight != 1.0,
         reg_coef=reg_coef,
         lambda0=lambda0,
@@ -136,8 +137,8 @@ def spectrum_settings(
         l1snr_eps=l1snr_eps,
         **shared,
     )
-    level = STFT_REF_RATIO * ref_level if spec_ref_level is None else spec_ref_level
-    scale = l1_scale_of(l1_scale, l1_weight, 2 * C / (level + l1snr_eps))
+    level = STFT_REF_RATIO * variable(ref_level) if spec_ref_level is None else spec_ref_level
+    scale = l1_scale_of(l1_scale, l1_weight, 2 * C / (variable(level) + variable(l1snr_eps)))
     return Spectrum(
         objective=changed(fallback, parts=2, l1_scale=scale),
         resolutions=tuple(
@@ -325,7 +326,7 @@ def spectral_loss(
             UserWarning,
         )
         call = changed(call, estimates=call.estimates.cpu(), actuals=call.actuals.cpu())
-    share = spectrum.objective.weight / len(usable)
+    share = variable(spectrum.objective.weight) / len(usable)
     plan = Plan(
         waveform,
         changed(spectrum.objective, weight=share),
@@ -346,6 +347,7 @@ def combined_loss(
     """weight [(1 - spec_weight) time + spec_weight spectrum], both domains in one pass."""
     validation.non_negative(weight=weight)
     validation.unit_interval(spec_weight=spec_weight)
+    weight, spec_weight = variable(weight), variable(spec_weight)
 
     def weighted(term: Objective, share: float) -> Objective:
         return changed(term, weight=term.weight * share * weight)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from .kernels.modes import run_while_tracing
 
 # Counts on their way from a GPU to the host: (host copy, event, whose). Shared by all losses,
 # because a trainer may build its loss anew every step and a count arrives a call later.
@@ -24,7 +22,7 @@ class Notices:
     """What one loss has already warned of."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name = str(name)  # an operator's argument is nothing else
         self.given: set[str] = set()
 
     def once(self, kind: str, text: str, category: type[Warning] = RuntimeWarning) -> None:
@@ -45,7 +43,7 @@ class Notices:
         if count.device.type == "cpu":
             self._sanitized(int(count))
         elif len(_pending) < _PENDING_AT_MOST:
-            host = torch.empty((), dtype=count.dtype, pin_memory=True)
+            host = torch.empty((), dtype=count.dtype, device="cpu", pin_memory=True)
             host.copy_(count, non_blocking=True)
             event = torch.Event(count.device.type)
             event.record(torch.accelerator.current_stream(count.device))
@@ -60,20 +58,6 @@ class Notices:
                 " healthy loss. Check the model and the data, or pass check_finite=False to see"
                 " them in the loss. Warned once.",
             )
-
-
-def run_while_tracing(function: Function) -> Function:
-    """Make torch.compile call a function as it traces, and not trace it.
-
-    What torch.compiler.assume_constant_result does, without its import of the whole compiler.
-    """
-
-    @functools.wraps(function)  # a function of its own: tracing looks into those of functools
-    def run(*args: Any) -> Any:
-        return function(*args)
-
-    run._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return cast(Function, run)
 
 
 @run_while_tracing

@@ -15,6 +15,7 @@ from torch import Tensor
 from .kernels.eager import sanitized
 from .kernels.eager.objective import combine
 from .kernels.eager.waveform import compute_dtype, sum_dtype
+from .kernels.modes import lifted
 from .kernels.plan import Evaluation, Objective, Plan, Resolution
 
 
@@ -48,6 +49,9 @@ class ScaleGradientBothWays(ScaleGradient):
 def scale_gradient(loss: Tensor, scale: float) -> Tensor:
     if scale == 1.0:
         return loss
+    if torch.jit.is_tracing():  # which can save operators alone; this one is nan where x is inf
+        fixed = loss.detach()
+        return fixed + (loss - fixed) * scale
     function = ScaleGradient if torch.compiler.is_compiling() else ScaleGradientBothWays
     scaled: Tensor = function.apply(loss, scale)  # type: ignore[no-untyped-call]
     return scaled
@@ -57,7 +61,7 @@ def stft(x: Tensor, res: Resolution) -> Tensor:
     """Spectrum [B, C, frames, bins] of [B, C, L]."""
     padded = torch.nn.functional.pad(x, (res.pad, res.pad), mode="reflect")
     frames = padded.unfold(-1, res.n_fft, res.hop_length)
-    spectrum: Tensor = torch.fft.rfft(frames * res.window(x.dtype, x.device))
+    spectrum: Tensor = torch.fft.rfft(frames * lifted(res.window(x.dtype, x.device)))
     return spectrum
 
 

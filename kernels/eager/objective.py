@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..modes import variable
 from ..plan import ERR_RE, NONFINITE, PARTS, Q_EST, Q_REF, REF_RE, Evaluation, Objective, Plan
 from .waveform import sum_dtype
 
@@ -68,12 +69,13 @@ def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
     l1 = sum_of_parts(error) / count
     none = torch.zeros_like(l1)
     d1, level, lam, l_est, l_ref, r = none, none, none, none, none, none
-    snr_share = term.weight * (1 - term.l1_weight)
-    l1_share = term.weight * term.l1_weight * term.l1_scale
+    weight, reg_coef = variable(term.weight), variable(term.reg_coef)
+    snr_share = weight * (1 - term.l1_weight)
+    l1_share = weight * term.l1_weight * variable(term.l1_scale)
 
     if term.pure_l1:
         loss = l1_share * l1
-        a = torch.full_like(error, l1_share / count)
+        a = torch.zeros_like(error) + l1_share / count
     else:
         reference = means[..., REF_RE : REF_RE + count]
         floored = error + (term.eps if term.tau == 0 else term.tau * reference + term.eps)
@@ -92,8 +94,8 @@ def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
                 l_est, l_ref, term.lmin, term.lambda0, term.delta_lambda, distance
             )
             level = lam * distance
-            loss = loss + (snr_share * term.reg_coef) * level
-            slope = snr_share * term.reg_coef * 2 * C
+            loss = loss + (snr_share * reg_coef) * level
+            slope = snr_share * reg_coef * 2 * C
             r = slope * lam * difference.sign() / (means[..., Q_EST] + term.dbrms_eps)
 
     # What is not finite must show in the gradient too, where c / inf would be 0.

@@ -14,11 +14,11 @@ overlap-added squared window, its borders folded back.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ..modes import kept
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, Objective, Resolution
 from .waveform import compute_dtype, sum_dtype
 from .workspace import scratch
@@ -70,8 +70,7 @@ def overlap_add(out: Tensor, frames: Tensor, window: Tensor, hop: int, first: in
         place.addcmul_(piece, weight)
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # an inference tensor could not be used in training later
+@kept(at_most=1 << 23)  # those of training's crops; of a whole song they are made anew
 def level_weights(
     resolutions: tuple[Resolution, ...], length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

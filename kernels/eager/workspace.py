@@ -12,6 +12,8 @@ import threading
 import torch
 from torch import Tensor
 
+from ..modes import outside
+
 
 class _Kept(threading.local):
     def __init__(self) -> None:
@@ -30,7 +32,7 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     key = name, like.dtype
     buffer = _kept.buffers.get(key)
     if buffer is None or buffer.numel() < size:
-        with torch.inference_mode(False):  # an inference tensor could not be written outside of it
-            buffer = torch.empty(size, dtype=like.dtype)
+        with outside():
+            buffer = torch.empty(size, dtype=like.dtype, device="cpu")
         _kept.buffers[key] = buffer
     return buffer[:size].view(shape)

@@ -23,13 +23,14 @@ arguments and in its results.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..modes import kept
 
 
 class Split(NamedTuple):
@@ -51,11 +52,10 @@ SPLITS = {
 }
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@kept(at_most=1 << 22)
 def twiddles(n: int, device: torch.device) -> Tensor:
-    """cos and sin of -2 pi k / n, [2, n]; cached, never to be written."""
-    angles = torch.arange(n, dtype=torch.float64) * (-2 * math.pi / n)
+    """cos and sin of -2 pi k / n, [2, n]."""
+    angles = torch.arange(n, dtype=torch.float64, device="cpu") * (-2 * math.pi / n)
     return torch.stack([angles.cos(), angles.sin()]).float().to(device)
 
 

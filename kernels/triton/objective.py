@@ -7,7 +7,6 @@ the coefficients of the gradient, the parts and the count of samples that are no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import triton
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .. import plan as columns
 from ..eager.objective import C as DECIBELS
+from ..modes import kept
 from ..plan import PARTS, Evaluation, Plan
 from . import common
 from .common import COLUMNS, jit, launch, on_device
@@ -30,7 +30,7 @@ THREADS = 256
 ROWS = 16  # rows that are evaluated side by side, at most
 
 
-@lru_cache(maxsize=4096)  # more than a CUDA graph may still point to
+@kept(at_most=1 << 21)  # thousands: a CUDA graph may still point to them
 def settings(plan: Plan, device: torch.device) -> Tensor:
     """The plan's numbers, float64 [terms, settings], kept on the device.
 
