@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # The dispatcher's keys for all that can stand between an operator and its kernel: modes and
-# subclasses in Python, export, torch.func, functionalization, torch.jit.trace.
+# subclasses in Python, export, torch.func, functionalization.
 _KEYS = (
     "Python",
     "PythonTLSSnapshot",
@@ -25,7 +25,6 @@ _KEYS = (
     "FuncTorchDynamicLayerFrontMode",
     "FuncTorchDynamicLayerBackMode",
     "Functionalize",
-    "Tracer",
 )
 _MODES = functools.reduce(
     lambda keys, name: keys | torch._C.DispatchKeySet(torch._C._dispatch_key_parse(name)),
@@ -37,18 +36,22 @@ _MODES = functools.reduce(
 def dispatching() -> bool:
     """Whether a mode looks at every operator (torch.utils._python_dispatch.TorchDispatchMode)."""
     return bool(
-        torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()
+        torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
     )
 
 
 @contextmanager
 def outside() -> Iterator[None]:
     """Makes plain tensors, whatever mode is at work."""
-    with (
-        torch.inference_mode(False),  # an inference tensor could not be used in training later
-        torch._C.DisableTorchFunction(),
-        torch._C._ExcludeDispatchKeyGuard(_MODES),
-    ):
+    with ExitStack() as stack:
+        traced = torch._C._get_tracing_state()
+        if traced is not None:  # by torch.jit.trace
+            resume = torch._C._set_tracing_state  # type: ignore[attr-defined]
+            stack.callback(resume, traced)
+            resume(None)
+        stack.enter_context(torch.inference_mode(False))  # else useless in training later
+        stack.enter_context(torch._C.DisableTorchFunction())
+        stack.enter_context(torch._C._ExcludeDispatchKeyGuard(_MODES))
         yield
 
 
@@ -117,7 +120,7 @@ def kept(at_most: int) -> Callable[[Function], Function]:
             if found is None:
                 with outside():
                     found = function(*key)
-                cache.keep(key, found)
+                    cache.keep(key, found)
             return found
 
         get.cache = cache  # type: ignore[attr-defined]

@@ -187,7 +187,8 @@ def decode(
         objectives.append(Objective._make(fields) if present else None)
     quads = [resolutions[i : i + 4] for i in range(0, len(resolutions), 4)]
     stfts = tuple(Resolution(n, hop, win, WINDOWS[w]) for n, hop, win, w in quads)
-    return Plan(*objectives, stfts, reduction, grad_scale, *sanitize)
+    waveform, spectrum = objectives
+    return Plan(waveform, spectrum, stfts, reduction, grad_scale, *sanitize)
 
 
 @torch.library.custom_op(

@@ -49,7 +49,7 @@ class ScaleGradientBothWays(ScaleGradient):
 def scale_gradient(loss: Tensor, scale: float) -> Tensor:
     if scale == 1.0:
         return loss
-    if torch.jit.is_tracing():  # which can save operators alone; this one is nan where x is inf
+    if torch._C._is_tracing():  # which can save operators alone; this one is nan where x is inf
         fixed = loss.detach()
         return fixed + (loss - fixed) * scale
     function = ScaleGradient if torch.compiler.is_compiling() else ScaleGradientBothWays
