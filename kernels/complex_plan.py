@@ -6,12 +6,12 @@ one does not: it is a sum of moduli, so value and gradient come of one pass.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .modes import kept
 from .plan import Resolution
 
 
@@ -32,10 +32,9 @@ class ComplexPlan(NamedTuple):
         return [(self.waveform_weight, channels * length), *spectra]
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # an inference tensor could not be used in training later
+@kept(at_most=1 << 22)
 def hann(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """torch.hann_window, rounded once; cached, never to be written."""
+    """torch.hann_window, rounded once."""
     window = torch.hann_window(length, dtype=torch.float64, device="cpu")
     return window.to(device=device, dtype=dtype)
 

@@ -12,7 +12,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from cases import KINDS, SPECTRAL, build, signals, value_and_grad
+from cases import KINDS, signals, value_and_grad
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
@@ -24,14 +24,26 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
-from torch_l1snr_fast.kernels import modes, plan
+from torch_l1snr_fast.kernels import complex_plan, modes, plan
 from torch_l1snr_fast.kernels.eager import stft, workspace
 
 import torch_l1snr_fast as package
 
 ROOT = Path(package.__file__).parent.parent
-OPTIONS = {"MultiL1SNRDBLoss": {"use_spec_regularization": True}}
+COMPLEX = "MultiResolutionComplexSTFTLoss"
+LOSSES = (*KINDS, COMPLEX)
+OPTIONS = {
+    "MultiL1SNRDBLoss": {"use_spec_regularization": True},
+    COMPLEX: {"win_lengths": [64, 20], "n_fft": 32, "hop_lengths": 7},
+}
 CPU = torch.device("cpu")
+
+
+def build(kind: str, **options: Any) -> torch.nn.Module:
+    options |= OPTIONS.get(kind, {})
+    if kind == COMPLEX:
+        return package.MultiResolutionComplexSTFTLoss("loss", **options)
+    return cases.build(kind, **options)
 
 
 class Sees(TorchDispatchMode):
@@ -99,7 +111,7 @@ MODES: dict[str, Callable[[Callable[..., Tensor], Tensor, Tensor], Any]] = {
 
 
 def caches() -> list[modes.Cache]:
-    functions = [plan.window, stft.level_weights]
+    functions = [plan.window, stft.level_weights, complex_plan.hann]
     try:
         from torch_l1snr_fast.kernels.triton.fft import twiddles
         from torch_l1snr_fast.kernels.triton.objective import settings
@@ -147,7 +159,8 @@ def test_what_is_kept_is_plain(mode: str):
         if not torch.compiler.is_compiling():
             plan.Resolution(8, 4, 6).window(torch.float32, CPU)
             stft.level_weights((plan.Resolution(8, 4, 6),), 20, torch.float32, CPU)
-            if len(caches()) > 2:
+            complex_plan.hann(8, torch.float32, CPU)
+            if len(caches()) > 3:
                 from torch_l1snr_fast.kernels.triton.fft import twiddles
                 from torch_l1snr_fast.kernels.triton.objective import settings
 
@@ -163,8 +176,9 @@ def test_what_is_kept_is_plain(mode: str):
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])
 @pytest.mark.parametrize("mode", MODES)
-def test_a_loss_in_a_mode_harms_nobody_after(mode: str, backend: str):
-    loss = build("MultiL1SNRDBLoss", **OPTIONS["MultiL1SNRDBLoss"])
+@pytest.mark.parametrize("kind", ["MultiL1SNRDBLoss", COMPLEX])
+def test_a_loss_in_a_mode_harms_nobody_after(kind: str, mode: str, backend: str):
+    loss = build(kind)
     e, t = signals(2, 2, cases.LENGTH)
     with package.use_backend(backend):
         MODES[mode](loss, e, t)
@@ -179,13 +193,13 @@ def test_a_loss_in_a_mode_harms_nobody_after(mode: str, backend: str):
 
 def test_compiled_after_a_functional_gradient():
     """This was a segmentation fault."""
-    loss = build("MultiL1SNRDBLoss", **OPTIONS["MultiL1SNRDBLoss"])
+    loss = build("MultiL1SNRDBLoss")
     e, t = signals(2, 2, cases.LENGTH)
     torch.func.grad(loss)(e, t)
     cases.assert_close(torch.compile(loss, backend="aot_eager")(e, t), loss(e, t), 1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_a_mode_that_sees_operators_sees_one(kind: str):
     """Value and gradient are those without the mode, also where it caches or counts."""
     loss = build(kind)
@@ -247,7 +261,7 @@ class Nameless(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("backend", ["eager", "reference"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_the_default_device_does_not_matter(kind: str, backend: str):
     pair = signals(2, 2, cases.LENGTH)
     pair[0][0, 0, 3] = torch.nan  # the sanitized way, where there is one
@@ -255,7 +269,7 @@ def test_the_default_device_does_not_matter(kind: str, backend: str):
     with package.use_backend(backend), cases.recorded():
         for mode in (Nameless(), torch.device("meta")):
             e = pair[0].clone().requires_grad_()
-            loss = build(kind, **OPTIONS.get(kind, {}))
+            loss = build(kind)
             with mode:
                 value = loss(e, pair[1])
                 value.backward(g.to(value.dtype))
@@ -298,9 +312,9 @@ def test_no_tensor_is_kept_in_another_way():
 
 
 @pytest.mark.parametrize("options", [{}, {"grad_scale": 0.3}], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_a_traced_loss_computes_and_is_saved(kind: str, options: dict[str, Any]):
-    loss = build(kind, **OPTIONS.get(kind, {}), **options)
+    loss = build(kind, **options)
     traced = torch.jit.trace(loss, signals(2, 2, cases.LENGTH, seed=1), check_trace=False)
     file = io.BytesIO()
     torch.jit.save(traced, file)
@@ -313,20 +327,20 @@ def test_a_traced_loss_computes_and_is_saved(kind: str, options: dict[str, Any])
         cases.assert_gradient(got[1], want[1], 1e-10)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_compiled_functional_gradient(kind: str):
-    loss = build(kind, **OPTIONS.get(kind, {}))
+    loss = build(kind)
     e, t = signals(2, 2, cases.LENGTH)
     got = torch.compile(torch.func.grad(loss), backend="aot_eager", fullgraph=True)(e, t)
     want = torch.func.grad(loss)(e, t)
     cases.assert_gradient(got, want, 1e-10)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_compiled_autograd(kind: str):
     from torch._dynamo import compiled_autograd
 
-    loss = build(kind, **OPTIONS.get(kind, {}))
+    loss = build(kind)
     pair = signals(2, 2, cases.LENGTH)
     want = value_and_grad(loss, *pair)
     compiler = torch.compile(backend="aot_eager", fullgraph=True)
@@ -340,9 +354,9 @@ def test_compiled_autograd(kind: str):
 
 
 @pytest.mark.parametrize("policy", ["MUST_SAVE", "MUST_RECOMPUTE"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_selective_checkpointing(kind: str, policy: str):
-    loss = build(kind, **OPTIONS.get(kind, {}))
+    loss = build(kind)
     pair = signals(2, 2, cases.LENGTH)
 
     def decided(*args: Any, **kwargs: Any) -> CheckpointPolicy:
@@ -375,7 +389,7 @@ def mesh() -> Iterator[Any]:
     distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOSSES)
 def test_distributed_tensors(kind: str, mesh: Any):
     """What torch-l1-snr computes of them is computed; of spectra it returns wrong numbers."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -386,7 +400,7 @@ def test_distributed_tensors(kind: str, mesh: Any):
     for placement in (Replicate(), Shard(0)):
         e, t = (distribute_tensor(x, mesh, [placement]) for x in pair)
         e.requires_grad_()
-        if kind in SPECTRAL:
+        if "STFT" in kind or "Multi" in kind:
             with pytest.raises(TypeError, match=r"to_local|full_tensor"):
                 loss(e, t)
             continue

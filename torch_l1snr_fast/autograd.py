@@ -111,11 +111,8 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
     name = backends.select_backend(estimates.device)
     save = torch.is_grad_enabled() and estimates.requires_grad
     if name == "reference" or backends.needs_reference(estimates, actuals):
-        if plan.spectrum is not None and hasattr(estimates, "full_tensor"):
-            raise TypeError(
-                "the STFT of a DTensor cannot be computed. Pass what it holds: x.full_tensor(), or"
-                " x.to_local() where it is sharded by batch items (and average over the ranks)"
-            )
+        if plan.spectrum is not None:
+            backends.refuse_distributed(estimates)
         result = reference.loss(plan, estimates, actuals)
         value, parts, nonfinite = result.loss, result.parts, result.nonfinite
         if backends.needs_operator() or backends.transforming():
@@ -148,18 +145,25 @@ ENCODED = (
 )
 
 
-def encode(plan: Plan) -> Encoded:
-    """A plan as an operator's arguments: ``numbers`` are its settings where these are variables.
-
-    torch.compile makes those of them variables that have changed between calls.
-    """
-    domains = plan.waveform, plan.spectrum
-    values = [plan.grad_scale, *(x for domain in domains if domain is not None for x in domain)]
+def encode_numbers(values: Sequence[float]) -> tuple[Tensor | None, list[float]]:
+    """Numbers as arguments of an operator: a tensor of them if some are variables, else a list."""
     settings = [variable(x) for x in values]
-    numbers = None
     if any(isinstance(x, Tensor) for x in settings):
         one = torch.ones((), dtype=torch.float64, device="cpu")
-        numbers, settings = torch.stack([one * x for x in settings]), []
+        return torch.stack([one * x for x in settings]), []
+    return None, [float(x) for x in settings]
+
+
+def decode_numbers(numbers: Tensor | None, settings: list[float]) -> list[float]:
+    return settings if numbers is None else numbers.tolist()
+
+
+def encode(plan: Plan) -> Encoded:
+    """A plan as an operator's arguments."""
+    domains = plan.waveform, plan.spectrum
+    numbers, settings = encode_numbers(
+        [plan.grad_scale, *(x for domain in domains if domain is not None for x in domain)]
+    )
     resolutions = [
         x
         for r in plan.resolutions
@@ -167,7 +171,7 @@ def encode(plan: Plan) -> Encoded:
     ]
     sanitize = [plan.sanitize_waveform, plan.sanitize_spectrum]
     present = [domain is not None for domain in domains]
-    return numbers, [float(x) for x in settings], present, resolutions, plan.reduction, sanitize
+    return numbers, settings, present, resolutions, plan.reduction, sanitize
 
 
 def decode(
@@ -178,7 +182,7 @@ def decode(
     reduction: str,
     sanitize: list[bool],
 ) -> Plan:
-    grad_scale, *values = settings if numbers is None else numbers.tolist()
+    grad_scale, *values = decode_numbers(numbers, settings)
     kinds = [type(value) for value in Objective()]
     objectives: list[Objective | None] = []
     for present in domains:
@@ -230,13 +234,14 @@ def _(estimates: Tensor, actuals: Tensor, *rest: Any) -> tuple[Tensor, Tensor, T
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Of an operator whose first input is the estimates, and third output their gradient."""
     ctx.save_for_backward(output[2])
     ctx.dtype, ctx.rest = inputs[0].dtype, len(inputs) - 1
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def scale_kept(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError(
             "a second derivative (create_graph=True) is not there within torch.compile or a mode"
@@ -248,7 +253,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
     return grad, *[None] * ctx.rest
 
 
-value_and_gradient.register_autograd(_backward, setup_context=_setup_context)
+value_and_gradient.register_autograd(scale_kept, setup_context=keep_gradient)
 
 
 @torch.library.custom_op(

@@ -152,3 +152,11 @@ def needs_reference(estimates: Tensor, actuals: Tensor) -> bool:
 def needs_operator() -> bool:
     """Whether the computation is looked at, operator by operator, and has to be one of them."""
     return torch.compiler.is_compiling() or dispatching()
+
+
+def refuse_distributed(x: Tensor) -> None:
+    if hasattr(x, "full_tensor"):
+        raise TypeError(
+            "the STFT of a DTensor cannot be computed. Pass what it holds: x.full_tensor(), or"
+            " x.to_local() where it is sharded by batch items (and average over the ranks)"
+        )

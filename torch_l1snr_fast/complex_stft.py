@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .autograd import scaled
+from .autograd import decode_numbers, encode_numbers, keep_gradient, scale_kept, scaled
 from .kernels.complex_plan import ComplexPlan, hann, offset
 from .kernels.eager.waveform import compute_dtype
+from .kernels.modes import lifted
 from .kernels.plan import Resolution
 
 
@@ -35,7 +36,7 @@ def weighted(plan: ComplexPlan, means: Tensor) -> Tensor:
 def spectrum(x: Tensor, res: Resolution) -> Tensor:
     """STFT [B, C, frames, bins] of [B, C, L]."""
     left = offset(res)
-    window = hann(res.win_length, x.dtype, x.device)
+    window = lifted(hann(res.win_length, x.dtype, x.device))
     window = torch.nn.functional.pad(window, (left, res.n_fft - res.win_length - left))
     padded = torch.nn.functional.pad(x, (res.pad, res.pad), mode="reflect")
     bins: Tensor = torch.fft.rfft(padded.unfold(-1, res.n_fft, res.hop_length) * window)
@@ -92,10 +93,11 @@ def loss(estimates: Tensor, actuals: Tensor, plan: ComplexPlan) -> tuple[Tensor,
     """
     name = backends.select_backend(estimates.device)
     save = torch.is_grad_enabled() and estimates.requires_grad
-    if name == "reference" or backends.needs_reference(actuals):
+    if name == "reference" or backends.needs_reference(estimates, actuals):
+        backends.refuse_distributed(estimates)
         means = reference(plan, estimates, actuals)
         return weighted(plan, means), means.detach()
-    if torch.compiler.is_compiling():
+    if backends.needs_operator():
         rows, means, _ = complex_stft(estimates, actuals, *encode(plan), name, save)
         return rows, means
     rows, means = ComplexSTFTLoss.apply(  # type: ignore[no-untyped-call]
@@ -104,30 +106,33 @@ def loss(estimates: Tensor, actuals: Tensor, plan: ComplexPlan) -> tuple[Tensor,
     return rows, means
 
 
-# torch.compile sees one opaque operator, to which a plan travels as numbers.
+# torch.compile and modes see one opaque operator, to which a plan travels as numbers.
 
 
-def encode(plan: ComplexPlan) -> tuple[list[float], list[int]]:
+def encode(plan: ComplexPlan) -> tuple[Tensor | None, list[float], list[int]]:
     sizes = [x for r in plan.resolutions for x in (r.n_fft, r.hop_length, r.win_length)]
-    return [plan.waveform_weight, plan.weight], sizes
+    return *encode_numbers([plan.waveform_weight, plan.weight]), sizes
 
 
-def decode(weights: list[float], sizes: list[int]) -> ComplexPlan:
+def decode(numbers: Tensor | None, weights: list[float], sizes: list[int]) -> ComplexPlan:
     triples = [sizes[i : i + 3] for i in range(0, len(sizes), 3)]
-    return ComplexPlan(*weights, tuple(Resolution(*triple) for triple in triples))
+    return ComplexPlan(
+        *decode_numbers(numbers, weights), tuple(Resolution(*triple) for triple in triples)
+    )
 
 
 @torch.library.custom_op("torch_l1snr_fast::complex_stft", mutates_args=())
 def complex_stft(
     estimates: Tensor,
     actuals: Tensor,
+    numbers: Tensor | None,
     weights: list[float],
     sizes: list[int],
     backend: str,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses, means and the gradient of the losses (empty unless ``save``)."""
-    plan = decode(weights, sizes)
+    plan = decode(numbers, weights, sizes)
     means, gradient = kernels(backend).complex_stft(plan, estimates, actuals, save)
     if gradient is None:
         gradient = means.new_empty(0)
@@ -138,6 +143,7 @@ def complex_stft(
 def _(
     estimates: Tensor,
     actuals: Tensor,
+    numbers: Tensor | None,
     weights: list[float],
     sizes: list[int],
     backend: str,
@@ -151,17 +157,4 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(output[2])
-    ctx.dtype = inputs[0].dtype
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    (gradient,) = ctx.saved_tensors
-    if grad is not None:
-        grad = scaled(gradient, grad).to(ctx.dtype)
-    return grad, *[None] * 5
-
-
-complex_stft.register_autograd(_backward, setup_context=_setup_context)
+complex_stft.register_autograd(scale_kept, setup_context=keep_gradient)

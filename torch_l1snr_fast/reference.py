@@ -49,10 +49,11 @@ class ScaleGradientBothWays(ScaleGradient):
 def scale_gradient(loss: Tensor, scale: float) -> Tensor:
     if scale == 1.0:
         return loss
-    if torch._C._is_tracing():  # which can save operators alone; this one is nan where x is inf
+    compiling = torch.compiler.is_compiling()
+    if not compiling and torch._C._is_tracing():  # which can save operators alone
         fixed = loss.detach()
-        return fixed + (loss - fixed) * scale
-    function = ScaleGradient if torch.compiler.is_compiling() else ScaleGradientBothWays
+        return fixed + (loss - fixed) * scale  # nan where the loss is infinite
+    function = ScaleGradient if compiling else ScaleGradientBothWays
     scaled: Tensor = function.apply(loss, scale)  # type: ignore[no-untyped-call]
     return scaled
 
