@@ -115,10 +115,10 @@ def encode(plan: ComplexPlan) -> tuple[Tensor | None, list[float], list[int]]:
 
 
 def decode(numbers: Tensor | None, weights: list[float], sizes: list[int]) -> ComplexPlan:
+    waveform_weight, weight = decode_numbers(numbers, weights)
     triples = [sizes[i : i + 3] for i in range(0, len(sizes), 3)]
-    return ComplexPlan(
-        *decode_numbers(numbers, weights), tuple(Resolution(*triple) for triple in triples)
-    )
+    resolutions = tuple(Resolution(n, hop, win) for n, hop, win in triples)
+    return ComplexPlan(waveform_weight, weight, resolutions)
 
 
 @torch.library.custom_op("torch_l1snr_fast::complex_stft", mutates_args=())
