@@ -110,14 +110,12 @@ class Counter(TorchDispatchMode):
 
 def untouched(kernel: str, given: dict[str, Any]) -> set[str]:
     """Tensors that a kernel is given but does not need for these settings."""
-    if kernel == "waveform_gradient_kernel" and not given["LEVEL"]:
-        return {"estimates"}
-    if kernel == "overlap_add_kernel" and not (given["LEVEL"] or given["SANITIZE"]):
-        return {"estimates"}
-    if kernel == "stft_gradient_kernel" and given["BASE"] != "waveform":
-        # Sanitizing reads the estimates only near a sample that is not finite.
-        return {"actuals"} if given["LEVEL"] else {"actuals", "estimates"}
-    return set()
+    names = set()
+    if "gradient" in given and not (given["LEVEL"] or given.get("BASE") == "level"):
+        names.add("estimates")
+    if kernel in ("stft_statistics_kernel", "stft_gradient_kernel"):
+        names.add("unknown")  # of samples that are not finite alone
+    return names
 
 
 def updates(kernel: str, given: dict[str, Any]) -> bool:

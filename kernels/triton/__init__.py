@@ -12,17 +12,32 @@ from .common import on_device, readable
 from .objective import objective
 from .onchip import Base
 from .stft import stft_route
+from .unknown import find_unknown, new_unknown
 from .waveform import waveform_gradient, waveform_statistics
 
 __all__ = ["Evaluation", "gradient", "objective", "statistics"]
 
 
+def _writes_waveform(plan: Plan, dtype: torch.dtype, length: int) -> bool:
+    """Whether the backward of the first resolution computes the waveform's gradient on the way.
+
+    It has one read and one write of the gradient less.
+    """
+    if plan.spectrum is None or stft_route(plan.resolutions[0], dtype, length) is not onchip:
+        return False
+    return plan.waveform is None or (plan.waveform.power == 1 and not plan.sanitize_waveform)
+
+
 def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> Statistics:
-    """Sums of every term; ``save`` keeps what :func:`gradient` needs."""
+    """Sums of every term; ``save`` keeps what :func:`gradient` needs.
+
+    That is of e - t (its signs), of the samples that are not finite, and of each resolution.
+    """
     estimates, actuals = readable(estimates), readable(actuals)
     dtype, length = compute_dtype(estimates, actuals), estimates.shape[-1]
     partials: list[Tensor] = []
-    saved: list[Tensor | None] = []
+    error = unknown = None
+    spectral: list[Tensor | None] = []
     with on_device(estimates):
         if plan.waveform is not None:
             sums, error = waveform_statistics(
@@ -34,15 +49,19 @@ def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> St
                 count=plan.sanitize_waveform or plan.sanitize_spectrum,
             )
             partials.append(sums)
-            saved.append(error)
         if plan.spectrum is not None:
-            for res in plan.resolutions:
-                sums, kept = stft_route(res, dtype, length).stft_statistics(
-                    estimates, actuals, res, plan.spectrum, save, plan.sanitize_spectrum
+            routes = [stft_route(res, dtype, length) for res in plan.resolutions]
+            if save and plan.sanitize_spectrum:
+                unknown = new_unknown(estimates)
+                if any(route is not onchip for route in routes):  # which finds them on its way
+                    find_unknown(estimates, unknown)
+            for res, route in zip(plan.resolutions, routes, strict=True):
+                sums, kept = route.stft_statistics(
+                    estimates, actuals, res, plan.spectrum, save, plan.sanitize_spectrum, unknown
                 )
                 partials.append(sums)
-                saved += kept
-    return Statistics(tuple(partials), tuple(saved))
+                spectral += kept
+    return Statistics(tuple(partials), (error, unknown, *spectral))
 
 
 def gradient(
@@ -62,13 +81,18 @@ def gradient(
     total = torch.empty(
         estimates.shape, dtype=estimates.dtype if narrow else dtype, device=estimates.device
     )
-    per_term, kept = list(coefficients.contiguous()), list(saved)
-    estimates = readable(estimates)
+    per_term, (error, unknown, *spectral) = list(coefficients.contiguous()), saved
+    if plan.has_level:
+        estimates = readable(estimates)
     with on_device(estimates):
-        base: tuple[Base, ...] = ()
-        if plan.waveform is not None:
+        base: Base | None = None
+        if _writes_waveform(plan, dtype, length):
+            base = Base()
+            if plan.waveform is not None:
+                base = Base(error, per_term.pop(0), plan.waveform.has_level)
+        elif plan.waveform is not None:
             waveform_gradient(
-                kept.pop(0),
+                error,
                 per_term.pop(0),
                 estimates,
                 plan.waveform,
@@ -76,16 +100,15 @@ def gradient(
                 dtype,
                 total,
             )
-        elif stft_route(plan.resolutions[0], dtype, length) is onchip:
-            base = (Base(estimates, None),)  # which writes, and does not add to what is there
         else:
             total.zero_()
         if plan.spectrum is not None:
             for res, part in zip(plan.resolutions, per_term, strict=True):
                 route = stft_route(res, dtype, length)
-                signs, kept = tuple(kept[: route.SAVED]), kept[route.SAVED :]
+                kept, spectral = tuple(spectral[: route.SAVED]), spectral[route.SAVED :]
+                more = () if base is None else (base,)
                 route.stft_gradient(
-                    signs, part, estimates, res, plan.spectrum, plan.sanitize_spectrum, total, *base
+                    kept, part, estimates, res, plan.spectrum, unknown, total, *more
                 )
-                base = ()
+                base = None
     return total.to(estimates.dtype)

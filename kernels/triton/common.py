@@ -132,6 +132,14 @@ def sign_code(x):
 
 
 @triton.jit
+def sign_place(x, LANES: tl.constexpr):
+    """Of element x of a signal, the word that holds its sign and the bit where that starts."""
+    x = x.to(tl.uint32)
+    word = x // (PLANES * LANES) * LANES + x % LANES
+    return word, (x // LANES % PLANES * 2).to(tl.int32)
+
+
+@triton.jit
 def signed(word, shift, a):
     """``a`` times the sign whose code starts at bit ``shift``."""
     code = (word >> shift) & 3

@@ -31,6 +31,7 @@ from .common import (
     store_partials,
     strides,
 )
+from .unknown import is_known
 
 UNROLL = tl.constexpr(4)  # elements of a thread whose loads are in flight together
 
@@ -191,13 +192,15 @@ def overlap_add_kernel(
     gradient,  # [B, C, L], contiguous, added to
     framed,  # [pairs, n, 2]: two frames of a signal side by side
     window,  # [n]
-    estimates,  # [B, C, L], any row and channel stride; read if LEVEL or SANITIZE
+    estimates,  # [B, C, L], any row and channel stride; read if LEVEL
+    unknown,  # [B C, words], read if SANITIZE
     coefficients,  # [3, B], of which r is read
     estimate_batch,
     estimate_channel,
     batch,
     channels,
     length,
+    words,  # of ``unknown`` per signal
     first_signal,
     first_frame,
     frames,  # per signal in the slab
@@ -241,14 +244,14 @@ def overlap_add_kernel(
         total += more
         squares += more_squares
 
-    if LEVEL or SANITIZE:
+    if LEVEL:
         p_e = estimates + (row * estimate_batch + channel * estimate_channel + start)
         e = tl.load(p_e + lane, mask=inside, other=0.0).to(DTYPE)
-        if LEVEL:
-            r = tl.load(coefficients + 2 * batch + row).to(DTYPE)
-            total += 0.5 * r * n * (sanitized(e) if SANITIZE else e) * squares
-        if SANITIZE:
-            total = tl.where(finite(e), total, 0.0)
+        r = tl.load(coefficients + 2 * batch + row).to(DTYPE)
+        total += 0.5 * r * n * (sanitized(e) if SANITIZE else e) * squares
+    if SANITIZE:
+        p_unknown = unknown + (first_signal + local) * words
+        total = tl.where(is_known(p_unknown, start + lane, inside), total, 0.0)
     p_gradient = gradient + ((first_signal + local) * length + start) + lane
     tl.store(p_gradient, tl.load(p_gradient, mask=inside, other=0.0) + total, mask=inside)
 
@@ -315,11 +318,11 @@ def overlap_add(
     slab: Slab,
     gradient: Tensor,
     level: bool,
-    sanitize: bool,
+    unknown: Tensor | None,
 ) -> None:
     """Add the slab's frames, windowed, overlapped and folded, and r n w^2 e / 2 to ``gradient``.
 
-    ``framed`` is [pairs, n, 2].
+    ``framed`` is [pairs, n, 2]. Samples that ``unknown`` names get nothing.
     """
     batch, channels, length = gradient.shape
     # Samples whose frames, or whose images' frames, may lie in the slab.
@@ -336,11 +339,13 @@ def overlap_add(
         framed=framed,
         window=res.window(gradient.dtype, gradient.device),
         estimates=estimates,
+        unknown=unknown,
         coefficients=coefficients,
         **strides("estimate", estimates),
         batch=batch,
         channels=channels,
         length=length,
+        words=0 if unknown is None else unknown.stride(0),
         first_signal=slab.first_signal,
         first_frame=slab.first_frame,
         frames=slab.frames,
@@ -351,6 +356,6 @@ def overlap_add(
         hop=res.hop_length,
         pad=res.pad,
         LEVEL=level,
-        SANITIZE=sanitize,
+        SANITIZE=unknown is not None,
         WIDTH=width,
     )

@@ -48,8 +48,12 @@ def stft_statistics(
     term: Objective,
     save: bool,
     sanitize: bool,
+    unknown: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Partial sums [B, chunks, COLUMNS] of one resolution; saved: signs of D, edge bins of E."""
+    """Partial sums [B, chunks, COLUMNS] of one resolution; saved: signs of D, edge bins of E.
+
+    Which samples are ``unknown`` is found out before, not here.
+    """
     batch, channels, length = estimates.shape
     signals, count = batch * channels, res.frames(length)
     dtype, level = compute_dtype(estimates, actuals), term.has_level
@@ -119,13 +123,13 @@ def stft_gradient(
     estimates: Tensor,
     res: Resolution,
     term: Objective,
-    sanitize: bool,
+    unknown: Tensor | None,
     gradient: Tensor,
 ) -> None:
     """Add the adjoint STFT of a_re sign Re D + i a_im sign Im D, and r dQ_est/2de, to ``gradient``.
 
     ``coefficients`` is [3, B]: a_re, a_im, r. ``gradient`` is [B, C, L], contiguous, in the dtype
-    of the computation.
+    of the computation; samples that are ``unknown`` get nothing (None: there are none).
     """
     signs, edges = saved
     assert signs is not None
@@ -144,7 +148,7 @@ def stft_gradient(
             slab,
             gradient,
             level=term.has_level,
-            sanitize=sanitize,
+            unknown=unknown,
         )
 
     for slab in slabs(batch * channels, res.frames(length), 2 * n * gradient.dtype.itemsize):

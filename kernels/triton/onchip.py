@@ -39,6 +39,7 @@ from triton.runtime import driver
 
 from .. import plan
 from ..plan import Objective, Resolution
+from . import common
 from .common import (
     COLUMNS,
     ceil_div,
@@ -46,10 +47,13 @@ from .common import (
     launch,
     new_partials,
     sanitized,
+    sign_place,
+    signed,
     store_partials,
     strides,
 )
 from .fft import SPLITS, fft, twiddles, unpack
+from .unknown import BITS, is_known, store_unknown
 
 SAVED = 3  # tensors that stft_statistics saves: signs, edge bins, partial sums
 
@@ -238,6 +242,7 @@ def _stretch(
     window,
     p_twiddles,
     p_signs,
+    p_unknown,
     partials,
     length,
     frames,
@@ -316,8 +321,12 @@ def _stretch(
                 if dirty:
                     if ERROR:
                         end = tl.minimum(stop * (2 * HOP), length)
-                        count = _count(estimates, actuals, first * (2 * HOP), end, BLOCK=CHUNK)
+                        begin = first * (2 * HOP)
+                        count = _count(estimates, actuals, begin, end, BLOCK=CHUNK)
                         tl.store(p_partials + NONFINITE, count)
+                        if SAVE:
+                            for p in range(begin, end, CHUNK * BITS):
+                                store_unknown(estimates, p_unknown, p, end, CHUNK)
                 elif ~finite(re + im):
                     dirty = first >= 0
                     i = first - N // (2 * HOP)
@@ -333,6 +342,7 @@ def stft_statistics_kernel(
     window,
     p_twiddles,
     signs,
+    unknown,
     partials,
     channels,
     length,
@@ -340,6 +350,7 @@ def stft_statistics_kernel(
     pairs,
     span,
     stretches,
+    unknown_stride,
     estimate_batch,
     estimate_channel,
     actual_batch,
@@ -364,6 +375,8 @@ def stft_statistics_kernel(
     actuals += row * actual_batch + channel * actual_channel
     if SAVE:
         signs += signal * pairs * (_product(RADICES) // 8)
+        if SANITIZE:
+            unknown += signal * unknown_stride
     first = stretch * span
     stop = tl.minimum(first + span, pairs)
     if of_target == 0:
@@ -373,6 +386,7 @@ def stft_statistics_kernel(
             window,
             p_twiddles,
             signs,
+            unknown,
             partials,
             length,
             frames,
@@ -391,6 +405,7 @@ def stft_statistics_kernel(
             window,
             p_twiddles,
             signs,
+            unknown,
             partials,
             length,
             frames,
@@ -607,23 +622,25 @@ def _level(
 
 
 @triton.jit
-def _base(gradient, estimates, actuals, index, mask, a, r, BASE: tl.constexpr):
+def _base(gradient, estimates, wave_signs, p, mask, a, r, BASE: tl.constexpr, LANES: tl.constexpr):
     """What this resolution's gradient is added to: what is there, nothing, or the waveform's."""
     if BASE == "added":
-        return tl.load(gradient + index, mask=mask)
+        return tl.load(gradient + p, mask=mask)
     elif BASE == "zero":
-        return tl.zeros(index.shape, tl.float32)
+        return tl.zeros(p.shape, tl.float32)
     else:
-        e = tl.load(estimates + index, mask=mask).to(tl.float32)
-        d = e - tl.load(actuals + index, mask=mask).to(tl.float32)
-        return tl.where(d > 0, a, tl.where(d < 0, -a, 0 * a)) + r * e
+        word, shift = sign_place(p, LANES)
+        value = signed(tl.load(wave_signs + word, mask=mask), shift, a)
+        if BASE == "level":
+            value += r * tl.load(estimates + p, mask=mask).to(tl.float32)
+        return value
 
 
 @triton.jit
-def _unless_unknown(value, estimates, index, mask, dirty):
-    """The gradient of a sample, 0 where the estimate is not finite."""
-    e = tl.load(estimates + index, mask=mask & dirty, other=0.0).to(tl.float32)
-    return tl.where(finite(e), value, 0.0)
+def _is_known(p_unknown, p_counts, p, mask, owned, SIGNALS: tl.constexpr):
+    """``is_known`` where the forward stretch that owns the sample has counted some; else true."""
+    noted = tl.load(p_counts + p // owned * (SIGNALS * COLUMNS), mask=mask, other=0.0) > 0
+    return is_known(p_unknown, p, mask & noted)
 
 
 @jit
@@ -633,8 +650,9 @@ def stft_gradient_kernel(
     partials,
     coefficients,
     waveform_coefficients,
+    wave_signs,
     estimates,
-    actuals,
+    unknown,
     window,
     p_twiddles,
     borders,
@@ -649,16 +667,17 @@ def stft_gradient_kernel(
     stretches,
     read_span,
     read_stretches,
+    wave_words,
+    unknown_stride,
     estimate_batch,
     estimate_channel,
-    actual_batch,
-    actual_channel,
     HOP: tl.constexpr,
     RADICES: tl.constexpr,
     SIGNALS: tl.constexpr,
-    BASE: tl.constexpr,  # "added", "zero" or "waveform"
+    BASE: tl.constexpr,  # "added", "zero", or the waveform's: "signs", or "level" for r e as well
     LEVEL: tl.constexpr,
     SANITIZE: tl.constexpr,
+    LANES: tl.constexpr,
 ):
     """``span`` times two hops of one signal's gradient, and the rest of it in the last stretch.
 
@@ -684,8 +703,8 @@ def stft_gradient_kernel(
     a_im = 0.25 * tl.load(coefficients + batch + row).to(tl.float32)
     half_r = 0.5 * tl.load(coefficients + 2 * batch + row).to(tl.float32)
     wave_a, wave_r = 0.0, 0.0
-    if BASE == "waveform":
-        actuals += row * actual_batch + channel * actual_channel
+    if BASE == "signs" or BASE == "level":
+        wave_signs += signal * wave_words
         wave_a = tl.load(waveform_coefficients + row).to(tl.float32)
         wave_r = tl.load(waveform_coefficients + 2 * batch + row).to(tl.float32)
     first = stretch * span
@@ -694,13 +713,15 @@ def stft_gradient_kernel(
         stop = steps
 
     dirty = first < 0
+    owned = read_span * (2 * HOP)  # samples of a forward stretch
     if SANITIZE:
+        unknown += signal * unknown_stride
+        p_counts = partials + signal * read_stretches * (SIGNALS * COLUMNS) + NONFINITE
         # The forward stretches that own samples of this one.
-        begin = tl.maximum(first * (2 * HOP) - N // 2, 0) // (read_span * 2 * HOP)
-        end = tl.maximum(stop * (2 * HOP) - N // 2, 0) // (read_span * 2 * HOP) + 1
+        begin = tl.maximum(first * (2 * HOP) - N // 2, 0) // owned
+        end = tl.maximum(stop * (2 * HOP) - N // 2, 0) // owned + 1
         for s in range(begin, tl.minimum(end, read_stretches)):
-            read = (signal * read_stretches + s) * (SIGNALS * COLUMNS) + NONFINITE
-            dirty = dirty | (tl.load(partials + read) > 0)
+            dirty = dirty | (tl.load(p_counts + s * (SIGNALS * COLUMNS)) > 0)
 
     lane = tl.arange(0, CHUNK)
     held = ()
@@ -743,7 +764,9 @@ def stft_gradient_kernel(
                 total = ()
                 for j in tl.static_range(2 * SHIFT):
                     p = start + j * CHUNK + lane
-                    base = _base(gradient, estimates, actuals, p, None, wave_a, wave_r, BASE)
+                    base = _base(
+                        gradient, estimates, wave_signs, p, None, wave_a, wave_r, BASE, LANES
+                    )
                     total += (done[j] + base,)
                 for j in tl.static_range(2 * SHIFT):
                     tl.store(gradient + start + j * CHUNK + lane, total[j])
@@ -753,8 +776,14 @@ def stft_gradient_kernel(
                     mask = (p >= 0) & (p < length)
                     known = done[j]
                     if SANITIZE:
-                        known = _unless_unknown(known, estimates, p, mask, dirty)
-                    known += _base(gradient, estimates, actuals, p, mask, wave_a, wave_r, BASE)
+                        known = tl.where(
+                            _is_known(unknown, p_counts, p, mask & dirty, owned, SIGNALS),
+                            known,
+                            0.0,
+                        )
+                    known += _base(
+                        gradient, estimates, wave_signs, p, mask, wave_a, wave_r, BASE, LANES
+                    )
                     tl.store(gradient + p, known, mask=mask)
                     border = tl.where(p < 0, -1 - p, N // 2 + p - length)
                     outside = (p < 0) | ((p >= length) & (p < length + N // 2))
@@ -771,7 +800,7 @@ def stft_gradient_kernel(
                 if side == 1:
                     p = length - 1 - p
                 if SANITIZE:
-                    y = _unless_unknown(y, estimates, p, p >= 0, dirty)
+                    y = tl.where(_is_known(unknown, p_counts, p, dirty, owned, SIGNALS), y, 0.0)
                 tl.store(gradient + p, tl.load(gradient + p) + y)
 
 
@@ -788,10 +817,20 @@ def supports(res: Resolution, dtype: torch.dtype, length: int) -> bool:
 
 
 class Base(NamedTuple):
-    """The waveform's gradient, a sign(e - t) + r e, to be written with a resolution's added."""
+    """The waveform's gradient, a sign(e - t) + r e, to be written with a resolution's added.
 
-    actuals: Tensor
-    coefficients: Tensor | None  # [3, B]: a, unused, r; None where there is no waveform term
+    Nothing where there is no waveform term.
+    """
+
+    signs: Tensor | None = None  # as the waveform's statistics save them
+    coefficients: Tensor | None = None  # [3, B]: a, unused, r
+    level: bool = False
+
+    @property
+    def kind(self) -> str:
+        if self.signs is None:
+            return "zero"
+        return "level" if self.level else "signs"
 
 
 def _launch(kernel: Any, programs: int, res: Resolution, **arguments: Any) -> None:
@@ -827,8 +866,13 @@ def stft_statistics(
     term: Objective,
     save: bool,
     sanitize: bool,
+    unknown: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-    """Partial sums [B, chunks, COLUMNS] of one resolution; saved: signs of D, edge bins of E."""
+    """Partial sums [B, chunks, COLUMNS] of one resolution; saved: signs of D, edge bins of E.
+
+    Of stretches with samples that are not finite, ``unknown`` is written (with both save and
+    sanitize).
+    """
     batch, channels, length = estimates.shape
     device, signals, frames = estimates.device, batch * channels, res.frames(length)
     kinds = 1 if term.pure_l1 else 2
@@ -853,6 +897,7 @@ def stft_statistics(
         window=window,
         p_twiddles=twiddles(res.n_fft, device),
         signs=signs,
+        unknown=unknown,
         partials=partials,
         channels=channels,
         length=length,
@@ -860,6 +905,7 @@ def stft_statistics(
         pairs=pairs,
         span=span,
         stretches=stretches,
+        unknown_stride=0 if unknown is None else unknown.stride(0),
         **starts,
         HOP=res.hop_length,
         RADICES=radices,
@@ -898,14 +944,15 @@ def stft_gradient(
     estimates: Tensor,
     res: Resolution,
     term: Objective,
-    sanitize: bool,
+    unknown: Tensor | None,
     gradient: Tensor,
     base: Base | None = None,
 ) -> None:
     """Add the adjoint STFT of a_re sign Re D + i a_im sign Im D, and r dQ_est/2de, to ``gradient``.
 
     ``coefficients`` is [3, B]: a_re, a_im, r. ``gradient`` is [B, C, L], contiguous float32. With a
-    ``base`` it is written: what is there is not read.
+    ``base`` it is written: what is there is not read. Samples that are ``unknown`` get nothing
+    (None: there are none).
     """
     signs, edges, partials = saved
     batch, channels, length = estimates.shape
@@ -913,10 +960,8 @@ def stft_gradient(
     radices = SPLITS[res.n_fft].radices
     kinds = 1 if term.pure_l1 else 2
     pairs, read_span, read_stretches = forward_spans(res, kinds * signals, frames)
-    actuals = estimates if base is None else base.actuals
-    kind = "added"
-    if base is not None:
-        kind = "zero" if base.coefficients is None else "waveform"
+    kind = "added" if base is None else base.kind
+    wave = Base() if base is None else base
     steps, span, stretches = backward_spans(res, signals, length)
     _launch(
         stft_gradient_kernel,
@@ -926,9 +971,10 @@ def stft_gradient(
         edges=edges,
         partials=partials,
         coefficients=coefficients,
-        waveform_coefficients=None if base is None else base.coefficients,
+        waveform_coefficients=wave.coefficients,
+        wave_signs=wave.signs,
         estimates=estimates,
-        actuals=actuals,
+        unknown=unknown,
         window=res.window(torch.float32, gradient.device),
         p_twiddles=twiddles(res.n_fft, gradient.device),
         borders=gradient.new_empty(signals, res.n_fft),
@@ -943,12 +989,14 @@ def stft_gradient(
         stretches=stretches,
         read_span=read_span,
         read_stretches=read_stretches,
+        wave_words=0 if wave.signs is None else wave.signs.stride(0),
+        unknown_stride=0 if unknown is None else unknown.stride(0),
         **strides("estimate", estimates),
-        **strides("actual", actuals),
         HOP=res.hop_length,
         RADICES=radices,
         SIGNALS=kinds,
         BASE=kind,
         LEVEL=term.has_level,
-        SANITIZE=sanitize,
+        SANITIZE=unknown is not None,
+        LANES=common.CONFIG.lanes,
     )

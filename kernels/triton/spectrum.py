@@ -27,6 +27,7 @@ from .common import (
     launch,
     place,
     sign_code,
+    sign_place,
     signed,
     store_partials,
 )
@@ -116,9 +117,8 @@ def half_spectrum(
     element = frame * (n // 2 + 1) * 2
     block = element // (PLANES * LANES)
     p_signs = signs + (signal * words + block * LANES)
-    x = ((element - block * (PLANES * LANES)).to(tl.int32) + 2 * k).to(tl.uint32)
-    p_words = p_signs + (x // (PLANES * LANES) * LANES + x % LANES)
-    shift = (x // LANES % PLANES * 2).to(tl.int32)
+    word, shift = sign_place((element - block * (PLANES * LANES)).to(tl.int32) + 2 * k, LANES)
+    p_words = p_signs + word
     mask = live & (2 * k <= n)
     middle = 2 * k == n
     edge = (k == 0) | middle

@@ -82,7 +82,9 @@ def run(backend: Any, plan: Plan, e: Tensor, t: Tensor) -> Result:
     dtype = compute_dtype(e, t)
     value = backend.objective(plan, found.partials, *e.shape[1:], dtype)
     coefficients = value.coefficients * incoming(plan, e.shape[0], e.device)
-    return Result(value, backend.gradient(plan, found.saved, coefficients, e, dtype))
+    # Without levels the estimates may have changed: only their shape, dtype and device count.
+    given = e if plan.has_level else torch.full_like(e, float("nan"))
+    return Result(value, backend.gradient(plan, found.saved, coefficients, given, dtype))
 
 
 def run_reference(plan: Plan, e: Tensor, t: Tensor) -> Result:

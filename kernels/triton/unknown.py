@@ -1,0 +1,82 @@
+"""Which samples of the estimates are not finite, a bit each: the backward does not read them again.
+
+int32 [signals, ceil(L / 32)]: bit p % 32 of word p // 32 is set where sample p is not finite. The
+on-chip route writes only the words of a stretch in which it has found one, and reads only those.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import common
+from .common import ceil_div, finite, jit, launch, place, strides
+
+BITS: tl.constexpr = tl.constexpr(32)
+
+
+@triton.jit
+def store_unknown(p_e, p_unknown, first, stop, WORDS: tl.constexpr):
+    """Write so many words of a signal's samples from ``first``, which is a word's, up to ``stop``.
+
+    A thread reads the samples of its word one by one: nothing moves between threads.
+    """
+    start = first + tl.arange(0, WORDS) * BITS
+    words = tl.zeros([WORDS], tl.int32)
+    for bit in range(BITS):
+        e = tl.load(p_e + start + bit, mask=start + bit < stop, other=0.0)
+        words |= (finite(e) == 0).to(tl.int32) << bit
+    tl.store(p_unknown + start // BITS, words, mask=start < stop)
+
+
+@triton.jit
+def is_known(p_unknown, p, mask):
+    """Whether the samples at ``p`` of a signal are finite; so they count where ``mask`` is not."""
+    return (tl.load(p_unknown + p // BITS, mask=mask, other=0) >> (p % BITS)) & 1 == 0
+
+
+@jit
+def unknown_kernel(
+    estimates,  # [B, C, L], any row and channel stride
+    unknown,  # [B C, words], written
+    estimate_batch,
+    estimate_channel,
+    channels,
+    length,
+    words,  # per signal
+    blocks,  # per signal, one program each
+    LANES: tl.constexpr,  # words of a block
+):
+    block, signal, row, channel = place(blocks, 0, channels)
+    p_e = estimates + (row * estimate_batch + channel * estimate_channel)
+    first = block * (LANES * BITS)
+    store_unknown(p_e, unknown + signal * words, first, length, LANES)
+
+
+def new_unknown(estimates: Tensor) -> Tensor:
+    batch, channels, length = estimates.shape
+    words = ceil_div(length, BITS.value)
+    return estimates.new_empty(batch * channels, words, dtype=torch.int32)
+
+
+def find_unknown(estimates: Tensor, unknown: Tensor) -> None:
+    """Write all of the words."""
+    _, channels, length = estimates.shape
+    signals, words = unknown.shape
+    lanes = common.CONFIG.lanes
+    blocks = ceil_div(words, lanes)
+    launch(
+        unknown_kernel,
+        programs=signals * blocks,
+        threads=lanes,
+        estimates=estimates,
+        unknown=unknown,
+        **strides("estimate", estimates),
+        channels=channels,
+        length=length,
+        words=words,
+        blocks=blocks,
+        LANES=lanes,
+    )
