@@ -18,7 +18,8 @@ SHARED_BASE = 1024  # as in machine.h, like the numbers below
 ARITHMETIC, BRANCH, BARRIER, COLLECTIVE, MEMORY = range(5)
 KINDS = {"bra": BRANCH, "ret": BRANCH, "trap": BRANCH, "bar": BARRIER}
 SPACES = {"global": 1, "shared": 2}
-COMPARE = "eq ne lt le gt ge equ neu ltu leu gtu geu num nan".split()  # noqa: SIM905
+COMPARE = ["eq", "ne", "lt", "le", "gt", "ge"]
+COMPARE += ["equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]
 UNSIGNED = {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
 BOOLEAN = [None, "and", "or", "xor"]
 ROUNDING = ["rni", "rzi", "rmi", "rpi"]
@@ -206,7 +207,7 @@ class Decoder:
             out = self.memory(i) if i.parts[0] in FORMS else self.by_rule(i)
             if i.predicate:
                 self.source(Operand("reg", i.predicate, name=i.predicate), 1)
-        except PTXError as error:
+        except (PTXError, KeyError, ValueError) as error:
             raise PTXError(f"line {i.line}: {i.text!r}: {error}") from error
         out.guard, out.guard_negated = i.predicate, i.negated
         return out

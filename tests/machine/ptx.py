@@ -148,7 +148,7 @@ def parse(text: str) -> Kernel:
 
     first = text.count("\n", 0, entry.end()) + 1  # the line after the brace
     kernel = Kernel(
-        entry[1], target[1], parameters, {"_": "sink"}, [], {}, shared,
+        entry[1], target[1], parameters, {}, [], {}, shared,
         int(threads[1]) if threads else None, int(maxnreg[1]) if maxnreg else None, text,
     )  # fmt: skip
     depth, source = 1, ""

@@ -15,16 +15,9 @@ from torch.utils._pytree import tree_flatten
 from .simt import Memory
 
 FRESH = {"empty", "new_empty", "empty_strided", "new_empty_strided", "empty_like"}
-OVERWRITES = {
-    "copy_",
-    "zero_",
-    "fill_",
-    "uniform_",
-    "normal_",
-    "random_",
-    "bernoulli_",
-    "exponential_",
-}
+# In place, but of what is there nothing is read.
+OVERWRITES = {"copy_", "zero_", "fill_", "uniform_", "normal_", "random_", "bernoulli_"}
+OVERWRITES |= {"exponential_"}
 
 
 @dataclass
@@ -37,11 +30,15 @@ class UnwrittenRead:
     where: str
 
     def __str__(self) -> str:
-        return f"{self.operator} reads {self.elements} unwritten elements of argument {self.argument} at {self.where}"  # noqa: E501
+        what = f"{self.elements} unwritten elements of argument {self.argument}"
+        return f"{self.operator} reads {what} at {self.where}"
 
 
 class Tracker(TorchDispatchMode):
     """Inside, fresh memory counts as unwritten, and is filled with ``poison``.
+
+    ``findings`` has what PyTorch reads of it; kernels are watched with
+    ``driver.memory_of = tracker.memory_of``.
 
     Storages live as long as the tracker, so that no address comes to mean another.
     """
@@ -52,7 +49,6 @@ class Tracker(TorchDispatchMode):
         self.memories: dict[int, Memory] = {}
         self.held: list[Any] = []
         self.findings: list[UnwrittenRead] = []
-        self.fresh = 0
 
     def memory_of(self, x: torch.Tensor) -> Memory:
         storage = x.untyped_storage()
@@ -135,7 +131,6 @@ class Tracker(TorchDispatchMode):
             return
         self.memory_of(x).written = np.zeros(size + 8, np.uint8)
         ctypes.memset(x.untyped_storage().data_ptr(), self.poison, size)
-        self.fresh += 1
 
 
 def tensors(x: Any) -> list[torch.Tensor]:

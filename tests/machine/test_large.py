@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution, Statistics
 from torch_l1snr_fast.kernels.triton import onchip
