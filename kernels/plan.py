@@ -135,12 +135,14 @@ class Plan(NamedTuple):
         return terms
 
 
+# A tensor, or nested lists of Python's numbers where eager/few.py is at work.
+Table = Any
+
+
 class Statistics(NamedTuple):
     """What one read of the data leaves: sums per term, and what the gradient needs later."""
 
-    partials: tuple[
-        Tensor, ...
-    ]  # per term [B, chunks, COLUMNS]; a row's statistics sum over chunks
+    partials: tuple[Table, ...]  # per term [B, chunks, COLUMNS]; a row's statistics sum over chunks
     saved: tuple[Tensor | None, ...]  # the backend's own, passed back to its ``gradient``
 
 
@@ -149,5 +151,5 @@ class Evaluation(NamedTuple):
 
     loss: Tensor  # scalar, or [B] for reduction "none"
     coefficients: Tensor  # [terms, 3, B]: a_re (or a), a_im, r of each row's gradient
-    parts: Tensor  # [terms, len(PARTS), B], before weighting
-    nonfinite: Tensor  # scalar: samples that were sanitised
+    parts: Table  # [terms, len(PARTS), B], before weighting
+    nonfinite: Tensor | int  # scalar: samples that were sanitised

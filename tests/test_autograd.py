@@ -12,7 +12,7 @@ import torch
 from cases import KINDS, SPECTRAL, WAVEFORM, build, signals, value_and_grad
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch_l1snr_fast.kernels import eager
+from torch_l1snr_fast.kernels.eager import few
 from torch_l1snr_fast.kernels.plan import PARTS
 
 import torch_l1snr_fast as package
@@ -522,13 +522,13 @@ def test_evaluation(kind: str, mode: Callable[[], Any]):
 def test_evaluation_does_no_work_for_a_gradient(kind: str, monkeypatch: pytest.MonkeyPatch):
     """The kernels are told whether anything must be kept."""
     asked = []
-    statistics = eager.statistics
+    statistics = few.statistics
 
     def spy(plan: Any, estimates: Tensor, actuals: Tensor, save: bool) -> Any:
         asked.append(save)
         return statistics(plan, estimates, actuals, save)
 
-    monkeypatch.setattr(eager, "statistics", spy)
+    monkeypatch.setattr(few, "statistics", spy)
     e, t = leaves(2, cases.LENGTH)
     loss = build(kind)
     loss(e, t)
@@ -686,6 +686,24 @@ def test_backends_agree_on_long_audio(kind: str):
     e, t = signals(1, 2, 200001, dtype=torch.float32)
     bound = 2 * cases.float32_bound(kind, e, t, **ALL_ON[kind])
     compare_backends(build(kind, **ALL_ON[kind]), e, t, bound, 1e-3)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_few_rows_as_many(kind: str, reduction: str, monkeypatch: pytest.MonkeyPatch):
+    """Python's numbers or tensors: the same loss, gradient and components; infinite ones too."""
+    e, t = signals(3, 2, cases.LENGTH)
+    options = ALL_ON[kind] | {"reduction": reduction}
+    silent = {"L1SNRLoss": {"eps": 0.0}, "L2SNRLoss": {"tau": 0.0}}.get(kind, {})
+    for estimates, settings in ((e, options), (t, options | silent)):
+        loss = build(kind, **settings)
+        found = []
+        for rows in (few.ROWS, 0):
+            monkeypatch.setattr(few, "ROWS", rows)
+            _, components = loss(estimates, t, return_components=True)
+            found.append((*value_and_grad(loss, estimates, t), *components.values()))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 700])

@@ -26,7 +26,8 @@ class FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, backend: str, save: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernels, dtype = backends.kernels(backend), compute_dtype(estimates, actuals)
+        kernels = backends.kernels(backend, plan, estimates)
+        dtype = compute_dtype(estimates, actuals)
         found = kernels.statistics(plan, estimates, actuals, save)
         result = kernels.objective(plan, found.partials, *estimates.shape[1:], dtype)
         if save:
@@ -35,10 +36,11 @@ class FusedLoss(torch.autograd.Function):
             # holding them is enough.
             ctx.held = actuals if actuals.is_inference() else None
             kept = actuals if ctx.held is None else None
+            ctx.save_for_backward(estimates, kept, result.coefficients, *found.saved)
             # The parts without their version: to write into the components is the caller's right.
-            parts = result.parts.data
-            ctx.save_for_backward(estimates, kept, parts, result.coefficients, *found.saved)
-        ctx.mark_non_differentiable(result.parts, result.nonfinite)
+            ctx.parts = result.parts.data if isinstance(result.parts, Tensor) else result.parts
+        if isinstance(result.parts, Tensor):
+            ctx.mark_non_differentiable(result.parts, result.nonfinite)
         ctx.set_materialize_grads(False)
         return result.loss, result.parts, result.nonfinite
 
@@ -46,7 +48,7 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
-        estimates, actuals, parts, coefficients, *saved = ctx.saved_tensors
+        estimates, actuals, coefficients, *saved = ctx.saved_tensors
         if torch.compiler.is_compiling():  # compiled autograd sees one opaque operator, too
             rows = coefficients * grad
             gradient = fused_gradient(
@@ -54,6 +56,7 @@ class FusedLoss(torch.autograd.Function):
             )
         elif torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
             again = reference.loss(ctx.plan, estimates, actuals if ctx.held is None else ctx.held)
+            parts = torch.as_tensor(ctx.parts, dtype=again.parts.dtype, device=again.parts.device)
             if not torch.allclose(again.parts, parts, *SAME_PARTS, equal_nan=True):
                 raise RuntimeError(CHANGED)
             (gradient,) = torch.autograd.grad(again.loss, estimates, grad, create_graph=True)

@@ -254,15 +254,14 @@ class Call(NamedTuple):
 def run(call: Call, plan: Plan, names: list[str]) -> tuple[Tensor, Components]:
     """Loss of a plan, and the components of its terms under their names."""
     batch, length = call.estimates.shape[0], call.estimates.shape[-1]
-    loss, parts = autograd.loss(
-        call.estimates.reshape(batch, -1, length),
-        call.actuals.reshape(batch, -1, length),
-        plan,
-        call.notices,
-    )
+    flat = [
+        x if x.ndim == 3 else x.reshape(batch, -1, length) for x in (call.estimates, call.actuals)
+    ]
+    loss, parts = autograd.loss(*flat, plan, call.notices)
     components: Components = {}
     if call.components:
         terms = [term for term, _ in plan.terms(1, length)]
+        parts = torch.as_tensor(parts, dtype=loss.dtype, device=loss.device)
         parts = parts if call.reduction == "none" else parts.mean(-1)
         for name, term, values in zip(names, terms, parts, strict=True):
             for part in reported(term):

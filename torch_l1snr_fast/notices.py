@@ -33,8 +33,11 @@ class Notices:
             else:
                 warnings.warn(f"{self.name}: {text}", category, stacklevel=_caller())
 
-    def sanitized(self, count: Tensor) -> None:
+    def sanitized(self, count: Tensor | int) -> None:
         """Warn if ``count`` is not zero; from a GPU the answer is awaited by a later call."""
+        if isinstance(count, int):
+            self._sanitized(count)
+            return
         if _capturing(count.device):  # when even asking whether a count has arrived is an error
             return
         poll()

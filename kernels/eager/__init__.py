@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,7 @@ def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> St
     length = estimates.shape[-1]
     seen = plan.waveform is not None or any(r.covers(length) for r in plan.resolutions)
     if (plan.sanitize_waveform or plan.sanitize_spectrum) and not (
-        seen and all(bool(p.isfinite().all()) for p in found.partials)
+        seen and all(math.isfinite(p.sum()) for p in found.partials)
     ):
         finite = estimates.isfinite()
         count = finite.logical_not().sum() + actuals.isfinite().logical_not().sum()
@@ -77,7 +79,8 @@ def gradient(
         error = kept.pop(0)
         assert error is not None
         waves = clean if plan.sanitize_waveform else estimates
-        waveform_gradient(error, waves, coefficients[0], plan.waveform, total)
+        a, _, r = coefficients[0].to(dtype).reshape(3, -1, 1, 1).unbind()
+        waveform_gradient(error, waves, a, r if plan.waveform.has_level else None, total)
         if mask is not None and plan.sanitize_waveform:
             total.mul_(mask)
     else:

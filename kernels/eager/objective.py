@@ -20,8 +20,10 @@ lambda is detached. The gradient of a row is then, with d = e - t,
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,20 +34,46 @@ from .waveform import sum_dtype
 
 C = 10.0 / math.log(10.0)
 
+REPORTED, SLOPES = slice(1, 1 + len(PARTS)), slice(1 + len(PARTS), None)  # of what is evaluated
 
-def dbrms(mean_square: Tensor, eps: float) -> Tensor:
+# Of one row, Python's numbers, or of all rows, tensors.
+Number = TypeVar("Number", float, Tensor)
+
+
+def log(x: Number) -> Number:
+    return math.log(x) if isinstance(x, float) else x.log()
+
+
+def sign(x: Number) -> Number:
+    return float((x > 0) - (x < 0)) if isinstance(x, float) else x.sign()
+
+
+def clamp(x: Number, low: float, high: float = math.inf) -> Number:
+    return min(max(x, low), high) if isinstance(x, float) else x.clamp(low, high)
+
+
+def detached(x: Number) -> Number:
+    return x if isinstance(x, float) else x.detach()
+
+
+def switched(x: float, on: bool | Tensor) -> float | Tensor:
+    """x or 0, rounded to float32."""
+    return on.float() * x if isinstance(on, Tensor) else on * ctypes.c_float(x).value
+
+
+def dbrms(mean_square: Number, eps: float) -> Number:
     """Level in dB of a mean square."""
-    return C * torch.log(mean_square + eps)
+    return C * log(mean_square + eps)
 
 
 def adaptive_weight(
-    l_pred: Tensor, l_true: Tensor, l_min: float, lambda0: float, delta_lambda: float, r: Tensor
-) -> Tensor:
+    l_pred: Number, l_true: Number, l_min: float, lambda0: float, delta_lambda: float, r: Number
+) -> Number:
     """lambda of the level matching: grows where a non-silent target is estimated too quietly."""
-    eta = l_true > l_pred.clamp(min=l_min)
-    share = (r / (l_true - l_min).clamp(min=1e-6)).clamp(0.0, 1.0)
+    eta = l_true > clamp(l_pred, l_min)
+    share = clamp(r / clamp(l_true - l_min, 1e-6), 0.0, 1.0)
     # eta delta_lambda is rounded to float32 in torch-l1-snr, also for float64 input.
-    return (lambda0 + eta.float() * delta_lambda * share).detach()
+    return detached(lambda0 + switched(delta_lambda, eta) * share)
 
 
 def stacked(rows: list[Tensor]) -> Tensor:
@@ -53,80 +81,86 @@ def stacked(rows: list[Tensor]) -> Tensor:
     return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
-def evaluate(means: Tensor, term: Objective) -> tuple[Tensor, ...]:
-    """Weighted loss, parts and slopes M a_re, M a_im, M r, all [R, B], of R terms that are alike.
+def evaluate(means: Sequence[Number], term: Objective) -> tuple[Number | float, ...]:
+    """Weighted loss, parts and slopes M a_re, M a_im, M r, of one row or of tensors of rows.
 
-    ``means`` [R, B, COLUMNS] are the statistics by the number of elements M. The loss is
+    ``means`` are the statistics, COLUMNS of them, by the number of elements M. The loss is
     differentiable with respect to them; the reference relies on that, and on the slopes being
-    exactly that derivative.
+    exactly that derivative. What is not computed is the number 0.
     """
     count = term.parts
-    error = means[..., ERR_RE : ERR_RE + count]
-
-    def sum_of_parts(x: Tensor) -> Tensor:
-        return x.sum(-1) if count > 1 else x[..., 0]
-
-    l1 = sum_of_parts(error) / count
-    none = torch.zeros_like(l1)
-    d1, level, lam, l_est, l_ref, r = none, none, none, none, none, none
+    errors, references = means[ERR_RE : ERR_RE + count], means[REF_RE : REF_RE + count]
+    l1 = (errors[0] if count == 1 else errors[0] + errors[1]) / count
+    d1 = level = lam = l_est = l_ref = r = 0.0
     weight, reg_coef = variable(term.weight), variable(term.reg_coef)
     snr_share = weight * (1 - term.l1_weight)
     l1_share = weight * term.l1_weight * variable(term.l1_scale)
+    a = []
 
     if term.pure_l1:
         loss = l1_share * l1
-        a = torch.zeros_like(error) + l1_share / count
     else:
-        reference = means[..., REF_RE : REF_RE + count]
-        floored = error + (term.eps if term.tau == 0 else term.tau * reference + term.eps)
-        d1 = C * sum_of_parts(torch.log(floored / (reference + term.eps)))
+        for error, reference in zip(errors, references, strict=True):
+            floored = error + (term.tau * reference + term.eps)
+            d1 = d1 + C * log(floored / (reference + term.eps))
+            a.append((snr_share * C) / floored)
         loss = snr_share * d1
-        a = (snr_share * C) / floored
         if term.l1_weight > 0:
             loss = loss + l1_share * l1
-            a = a + l1_share / count
         if term.regularize:
-            l_est = dbrms(means[..., Q_EST], term.dbrms_eps)
-            l_ref = dbrms(means[..., Q_REF], term.dbrms_eps)
+            l_est = dbrms(means[Q_EST], term.dbrms_eps)
+            l_ref = dbrms(means[Q_REF], term.dbrms_eps)
             difference = l_est - l_ref
-            distance = difference.abs()
+            distance = abs(difference)
             lam = adaptive_weight(
                 l_est, l_ref, term.lmin, term.lambda0, term.delta_lambda, distance
             )
             level = lam * distance
             loss = loss + (snr_share * reg_coef) * level
             slope = snr_share * reg_coef * 2 * C
-            r = slope * lam * difference.sign() / (means[..., Q_EST] + term.dbrms_eps)
+            r = slope * lam * sign(difference) / (means[Q_EST] + term.dbrms_eps)
 
+    if term.l1_weight > 0:
+        a = [x + l1_share / count for x in a or [0.0] * count]
     # What is not finite must show in the gradient too, where c / inf would be 0.
-    a = a.add(error, alpha=0)
-    return loss, d1, level, l1, lam, l_est, l_ref, a[..., 0], a[..., -1], r
+    a = [x + 0.0 * error for x, error in zip(a, errors, strict=True)]
+    return loss, d1, level, l1, lam, l_est, l_ref, a[0], a[-1], r
+
+
+def of_tensors(sums: Sequence[Tensor], terms: list[tuple[Objective, int]]) -> Tensor:
+    """What :func:`evaluate` finds of each term's rows, [terms, values, B], differentiable.
+
+    Terms of one domain differ in their number of elements alone, so they are evaluated together.
+    """
+    means = stacked([x / elements for x, (_, elements) in zip(sums, terms, strict=True)])
+    waveforms = sum(term.parts == 1 for term, _ in terms)
+    found = []
+    for alike in (slice(waveforms), slice(waveforms, None)):
+        if terms[alike]:
+            columns = evaluate(means[alike].unbind(-1), terms[alike][0][0])
+            none = torch.zeros_like(columns[0])
+            numbers = [x if isinstance(x, Tensor) else none for x in columns]
+            found.append(torch.stack(numbers, dim=1))
+    return torch.cat(found) if len(found) > 1 else found[0]
+
+
+def factors(plan: Plan, terms: list[tuple[Objective, int]], batch: int) -> tuple[float, ...]:
+    """Of the rows' loss, and of each term's slopes."""
+    share = 1.0 / batch if plan.reduction == "mean" else 1.0
+    return share, *(plan.grad_scale * share / elements for _, elements in terms)
 
 
 def combine(
     plan: Plan, sums: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and parts in ``dtype``, and coefficients, from the sums [B, COLUMNS] of all terms.
-
-    Terms of one domain differ in their number of elements alone, so they are evaluated together.
-    """
-    counts = [elements for _, elements in plan.terms(channels, length)]
-    means = stacked([x / elements for x, elements in zip(sums, counts, strict=True)])
-    rows = []
-    if plan.waveform is not None:
-        rows.append(torch.stack(evaluate(means[:1], plan.waveform), dim=1))
-    if plan.spectrum is not None:
-        spectra = means[-len(plan.resolutions) :]
-        rows.append(torch.stack(evaluate(spectra, plan.spectrum), dim=1))
-    found = torch.cat(rows) if len(rows) > 1 else rows[0]  # [terms, 1 + PARTS + 3, B]
-
-    share = plan.grad_scale
-    loss = found[:, 0].sum(0) if plan.reduction == "none" else found[:, 0].sum()
-    if plan.reduction == "mean":
-        loss, share = loss / len(sums[0]), share / len(sums[0])
-    slopes = found[:, 1 + len(PARTS) :].unbind()
-    coefficients = [x * (share / elements) for x, elements in zip(slopes, counts, strict=True)]
-    parts = found[:, 1 : 1 + len(PARTS)].to(dtype, copy=True, memory_format=torch.contiguous_format)
+    """Loss and parts in ``dtype``, and coefficients, from the sums [B, COLUMNS] of all terms."""
+    terms = plan.terms(channels, length)
+    found = of_tensors(sums, terms)
+    share, *shares = factors(plan, terms, len(sums[0]))
+    loss = found[:, 0].sum(0) if plan.reduction == "none" else found[:, 0].sum() * share
+    parts = found[:, REPORTED].to(dtype, copy=True, memory_format=torch.contiguous_format)
+    slopes = found[:, SLOPES].unbind()
+    coefficients = [x * factor for x, factor in zip(slopes, shares, strict=True)]
     return loss.to(dtype), parts, stacked(coefficients)
 
 
@@ -134,7 +168,6 @@ def objective(
     plan: Plan, partials: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
 ) -> Evaluation:
     """Loss and parts in ``dtype``, and gradient coefficients, of all terms; computed in float64."""
-    wide = [p.to(sum_dtype(p.device)) for p in partials]
-    sums = [p.sum(1) if p.shape[1] > 1 else p[:, 0] for p in wide]
+    sums = [p.sum(1, dtype=sum_dtype(p.device)) for p in partials]
     loss, parts, coefficients = combine(plan, sums, channels, length, dtype)
     return Evaluation(loss, coefficients, parts, sums[-1][:, NONFINITE].sum())

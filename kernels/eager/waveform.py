@@ -6,8 +6,6 @@ larger than a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -27,70 +25,99 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def blocks(x: Tensor) -> Iterator[slice]:
+def blocks(x: Tensor) -> list[slice]:
     """Equal slices of the last dimension of [B, C, L] that hold at most BLOCK samples each."""
     length = x.shape[-1]
     count = min(length, -(-x.numel() // BLOCK))
     step = -(-length // count)
-    return (slice(i, min(i + step, length)) for i in range(0, length, step))
+    return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
-def widened(name: str, x: Tensor, like: Tensor) -> Tensor:
+def part(x: Tensor, span: slice) -> Tensor:
+    """Samples of [B, C, L]: without an operator where that is all."""
+    return x if span == slice(0, x.shape[-1]) else x[..., span]
+
+
+def widened(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
     """``x`` in the dtype that is computed in, in scratch memory if that is another one."""
-    return x if x.dtype == like.dtype else scratch(name, *x.shape, like=like).copy_(x)
+    if x.dtype == dtype:
+        return x
+    return scratch(name, *x.shape, like=x.new_empty(0, dtype=dtype)).copy_(x)
 
 
-def kept_dtype(power: int, dtype: torch.dtype) -> torch.dtype:
-    """Of what the gradient needs of e - t: its sign for power 1, itself for power 2."""
-    return torch.int8 if power == 1 else dtype
+def columns_of(term: Objective) -> list[int]:
+    """The sums that a term asks for."""
+    levels = [Q_EST, Q_REF] if term.has_level else []
+    return [ERR_RE] if term.pure_l1 else [ERR_RE, REF_RE, *levels]
+
+
+def waveform_sums(
+    estimates: Tensor, actuals: Tensor, term: Objective, save: bool
+) -> tuple[list[Tensor], Tensor | None]:
+    """Of each block the sums [columns, B] of |e-t|^power, |t|^power, e^2 and t^2, as asked for.
+
+    With ``save`` also what the gradient is made of, [B, C, L]: sign(e-t) in int8, or 2 (e-t).
+    """
+    dtype = compute_dtype(estimates, actuals)
+    spans, kept = blocks(estimates), None
+    if save:
+        kept_dtype = torch.int8 if term.power == 1 else dtype
+        kept = torch.empty(estimates.shape, dtype=kept_dtype, device=estimates.device)
+    if len(spans) == 1:
+        return [block_sums(estimates, actuals, term, dtype, kept)], kept
+    found = []
+    for span in spans:
+        own = None if kept is None else kept[..., span]
+        found.append(block_sums(estimates[..., span], actuals[..., span], term, dtype, own))
+    return found, kept
+
+
+def block_sums(
+    e: Tensor, t: Tensor, term: Objective, dtype: torch.dtype, kept: Tensor | None
+) -> Tensor:
+    """The sums [columns, B] of a block, and what is kept of it."""
+    e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
+    columns = 4 if term.has_level else 1 if term.pure_l1 else 2
+    powers = scratch("waveform", columns, *e.shape, like=e)
+    error, *others = powers.unbind()
+    torch.sub(e, t, out=error)
+    measure = torch.square
+    if term.power == 1:
+        measure = torch.abs
+        if kept is not None:
+            kept.copy_(torch.sign(error, out=scratch("signs", *e.shape, like=e)))
+    elif kept is not None:
+        torch.add(error, error, out=kept)
+    measure(error, out=error)
+    if others:
+        measure(t, out=others[0])
+        for x, square in zip((e, t), others[1:], strict=False):
+            torch.square(x, out=square)
+    return powers.sum((2, 3))
 
 
 def waveform_statistics(
     estimates: Tensor, actuals: Tensor, term: Objective, save: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Partial sums [B, blocks, COLUMNS] of |e-t|^power and |t|^power, and of e^2 and t^2.
-
-    With ``save`` also what the gradient needs of e - t, [B, C, L].
-    """
-    dtype = compute_dtype(estimates, actuals)
-    like = torch.empty(0, dtype=dtype, device=estimates.device)
-    none = like.new_zeros(estimates.shape[0])
-    measure = torch.abs if term.power == 1 else torch.square
-    kept = None
-    if save:
-        kept = like.new_empty(estimates.shape, dtype=kept_dtype(term.power, dtype))
-    columns: list[Tensor] = []  # of one block after the other
-
-    for span in blocks(estimates):
-        e = widened("estimates", estimates[..., span], like)
-        t = widened("actuals", actuals[..., span], like)
-        block = scratch("waveform", *e.shape, like=like)
-        row = [none] * COLUMNS
-        torch.sub(e, t, out=block)
-        if kept is not None:
-            sign = scratch("signs", *e.shape, like=like)
-            kept[..., span] = torch.sign(block, out=sign) if term.power == 1 else block
-        row[ERR_RE] = measure(block, out=block).sum((1, 2))
-        if not term.pure_l1:
-            row[REF_RE] = measure(t, out=block).sum((1, 2))
-        if term.has_level:
-            row[Q_EST] = torch.square(e, out=block).sum((1, 2))
-            row[Q_REF] = torch.square(t, out=block).sum((1, 2))
-        columns += row
-    return torch.stack(columns, dim=1).view(estimates.shape[0], -1, COLUMNS), kept
+    """Partial sums [B, blocks, COLUMNS], and what the gradient is made of."""
+    sums, kept = waveform_sums(estimates, actuals, term, save)
+    none = torch.zeros_like(sums[0][0])
+    columns = []
+    for block in sums:
+        own = dict(zip(columns_of(term), block.unbind(), strict=True))
+        columns += [own.get(i, none) for i in range(COLUMNS)]
+    return torch.stack(columns, dim=1).view(len(none), -1, COLUMNS), kept
 
 
 def waveform_gradient(
-    kept: Tensor, estimates: Tensor, coefficients: Tensor, term: Objective, gradient: Tensor
+    kept: Tensor, estimates: Tensor, a: Tensor, r: Tensor | None, gradient: Tensor
 ) -> None:
     """Write a sign(e-t) + r e (2 a (e-t) for power 2) into ``gradient``.
 
-    ``kept`` is what the statistics saved of e - t; the estimates are read for r alone.
-    ``coefficients`` is [3, B]: a, unused, r.
+    ``kept`` is what the statistics saved; the estimates are read for r alone. Both are [B, 1, 1].
     """
-    a, _, r = (term.power * coefficients).to(gradient.dtype)[:, :, None, None]
     for span in blocks(gradient):
-        place = gradient[..., span]
-        place.copy_(kept[..., span]).mul_(a)
-        if term.has_level:
-            place.addcmul_(widened("estimates", estimates[..., span], gradient), r)
+        place = part(gradient, span)
+        place.copy_(part(kept, span)).mul_(a)
+        if r is not None:
+            place.addcmul_(widened("estimates", part(estimates, span), place.dtype), r)

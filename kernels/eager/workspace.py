@@ -18,6 +18,7 @@ from ..modes import outside
 class _Kept(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self.views: dict[tuple[str, torch.dtype], Tensor] = {}  # as asked for last
 
 
 _kept = _Kept()
@@ -26,13 +27,19 @@ KEPT_AT_MOST = 1 << 22  # elements; what is longer (a whole song in one signal) 
 
 def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     """Uninitialised tensor of ``like``'s dtype and device, valid until the next of its name."""
-    size = math.prod(shape)
-    if like.device.type != "cpu" or size > KEPT_AT_MOST:
+    if like.device.type != "cpu":
         return like.new_empty(shape)
     key = name, like.dtype
+    view = _kept.views.get(key)
+    if view is not None and view.shape == shape:
+        return view
+    size = math.prod(shape)
+    if size > KEPT_AT_MOST:
+        return like.new_empty(shape)
     buffer = _kept.buffers.get(key)
     if buffer is None or buffer.numel() < size:
         with outside():
             buffer = torch.empty(size, dtype=like.dtype, device="cpu")
         _kept.buffers[key] = buffer
-    return buffer[:size].view(shape)
+    _kept.views[key] = view = buffer[:size].view(shape)
+    return view
