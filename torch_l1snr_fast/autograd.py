@@ -210,7 +210,7 @@ def value_and_gradient(
     """Loss, parts and the gradient for an incoming gradient of one (empty unless ``save``)."""
     *encoded, backend, save, name = rest
     plan = decode(*encoded)
-    kernels = backends.kernels(backend)
+    kernels = backends.kernels(backend, plan, estimates)
     dtype = compute_dtype(estimates, actuals)
     found = kernels.statistics(plan, estimates, actuals, save)
     result = kernels.objective(plan, found.partials, *estimates.shape[1:], dtype)
@@ -221,7 +221,8 @@ def value_and_gradient(
         # Kernels round to the estimates' dtype; a half-precision unit gradient would underflow.
         wide = estimates.to(dtype)
         gradient = kernels.gradient(plan, found.saved, result.coefficients, wide, dtype)
-    return result.loss, result.parts, gradient
+    parts = torch.as_tensor(result.parts, dtype=dtype, device=estimates.device)
+    return result.loss, parts, gradient
 
 
 @value_and_gradient.register_fake

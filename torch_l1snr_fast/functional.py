@@ -254,10 +254,10 @@ class Call(NamedTuple):
 def run(call: Call, plan: Plan, names: list[str]) -> tuple[Tensor, Components]:
     """Loss of a plan, and the components of its terms under their names."""
     batch, length = call.estimates.shape[0], call.estimates.shape[-1]
-    flat = [
+    estimates, actuals = (
         x if x.ndim == 3 else x.reshape(batch, -1, length) for x in (call.estimates, call.actuals)
-    ]
-    loss, parts = autograd.loss(*flat, plan, call.notices)
+    )
+    loss, parts = autograd.loss(estimates, actuals, plan, call.notices)
     components: Components = {}
     if call.components:
         terms = [term for term, _ in plan.terms(1, length)]

@@ -51,14 +51,14 @@ def objective(
     terms, nonfinite = plan.terms(channels, length), int(sum(row[NONFINITE] for row in sums[-1]))
     share, *shares = factors(plan, terms, len(sums[0]))
     try:
-        found = [
+        found: list[list[tuple[float, ...]]] = [
             list(zip(*[evaluate([x / elements for x in row], term) for row in rows], strict=True))
             for rows, (term, elements) in zip(sums, terms, strict=True)
         ]
     except (ValueError, ZeroDivisionError):  # a logarithm or quotient that only tensors have
         tensors = [torch.tensor(rows, dtype=torch.float64, device="cpu") for rows in sums]
-        loss, parts, coefficients = combine(plan, tensors, channels, length, dtype)
-        return Evaluation(loss, coefficients, parts.tolist(), nonfinite)
+        loss, table, coefficients = combine(plan, tensors, channels, length, dtype)
+        return Evaluation(loss, coefficients, table.tolist(), nonfinite)
     losses = [sum(row) for row in zip(*[values[0] for values in found], strict=True)]
     if plan.reduction == "none":
         loss = torch.tensor(losses, dtype=dtype, device="cpu")

@@ -23,13 +23,24 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..modes import variable
-from ..plan import ERR_RE, NONFINITE, PARTS, Q_EST, Q_REF, REF_RE, Evaluation, Objective, Plan
+from ..plan import (
+    COLUMNS,
+    ERR_RE,
+    NONFINITE,
+    PARTS,
+    Q_EST,
+    Q_REF,
+    REF_RE,
+    Evaluation,
+    Objective,
+    Plan,
+)
 from .waveform import sum_dtype
 
 C = 10.0 / math.log(10.0)
@@ -56,7 +67,7 @@ def detached(x: Number) -> Number:
     return x if isinstance(x, float) else x.detach()
 
 
-def switched(x: float, on: bool | Tensor) -> float | Tensor:
+def switched(x: float, on: bool | Tensor) -> Any:
     """x or 0, rounded to float32."""
     return on.float() * x if isinstance(on, Tensor) else on * ctypes.c_float(x).value
 
@@ -73,7 +84,8 @@ def adaptive_weight(
     eta = l_true > clamp(l_pred, l_min)
     share = clamp(r / clamp(l_true - l_min, 1e-6), 0.0, 1.0)
     # eta delta_lambda is rounded to float32 in torch-l1-snr, also for float64 input.
-    return detached(lambda0 + switched(delta_lambda, eta) * share)
+    lam: Number = detached(lambda0 + switched(delta_lambda, eta) * share)
+    return lam
 
 
 def stacked(rows: list[Tensor]) -> Tensor:
@@ -81,7 +93,7 @@ def stacked(rows: list[Tensor]) -> Tensor:
     return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
-def evaluate(means: Sequence[Number], term: Objective) -> tuple[Number | float, ...]:
+def evaluate(means: Sequence[Any], term: Objective) -> tuple[Any, ...]:
     """Weighted loss, parts and slopes M a_re, M a_im, M r, of one row or of tensors of rows.
 
     ``means`` are the statistics, COLUMNS of them, by the number of elements M. The loss is
@@ -91,11 +103,12 @@ def evaluate(means: Sequence[Number], term: Objective) -> tuple[Number | float, 
     count = term.parts
     errors, references = means[ERR_RE : ERR_RE + count], means[REF_RE : REF_RE + count]
     l1 = (errors[0] if count == 1 else errors[0] + errors[1]) / count
-    d1 = level = lam = l_est = l_ref = r = 0.0
+    d1: Any = 0.0
+    level = lam = l_est = l_ref = r = d1
     weight, reg_coef = variable(term.weight), variable(term.reg_coef)
     snr_share = weight * (1 - term.l1_weight)
     l1_share = weight * term.l1_weight * variable(term.l1_scale)
-    a = []
+    a: list[Any] = []
 
     if term.pure_l1:
         loss = l1_share * l1
@@ -137,7 +150,9 @@ def of_tensors(sums: Sequence[Tensor], terms: list[tuple[Objective, int]]) -> Te
     found = []
     for alike in (slice(waveforms), slice(waveforms, None)):
         if terms[alike]:
-            columns = evaluate(means[alike].unbind(-1), terms[alike][0][0])
+            # Not unbound, for which DTensor has no gradient where columns are unused.
+            own = [means[alike][..., i] for i in range(COLUMNS)]
+            columns = evaluate(own, terms[alike][0][0])
             none = torch.zeros_like(columns[0])
             numbers = [x if isinstance(x, Tensor) else none for x in columns]
             found.append(torch.stack(numbers, dim=1))
