@@ -4,9 +4,15 @@ from . import functional
 from ._version import __version__
 from .backends import use_backend
 from .compat import install_as_torch_l1_snr
-from .functional import dbrms
-from .losses import L1SNRDBLoss, L1SNRLoss, L2SNRLoss, MultiL1SNRDBLoss, STFTL1SNRDBLoss
-from .roformer import MultiResolutionComplexSTFTLoss
+from .levels import dbrms
+from .losses import (
+    L1SNRDBLoss,
+    L1SNRLoss,
+    L2SNRLoss,
+    MultiL1SNRDBLoss,
+    MultiResolutionComplexSTFTLoss,
+    STFTL1SNRDBLoss,
+)
 
 __all__ = [
     "L1SNRDBLoss",

@@ -31,7 +31,7 @@ class Notices:
             if torch.compiler.is_compiling():
                 _warn_while_tracing(f"{self.name}: {text}", category)
             else:
-                warnings.warn(f"{self.name}: {text}", category, stacklevel=_caller())
+                warnings.warn(f"{self.name}: {text}", category, stacklevel=caller())
 
     def sanitized(self, count: Tensor | int) -> None:
         """Warn if ``count`` is not zero; from a GPU the answer is awaited by a later call."""
@@ -69,7 +69,7 @@ def _warn_while_tracing(text: str, category: type[Warning]) -> None:
     warnings.warn(text, category, stacklevel=2)
 
 
-def _caller() -> int:
+def caller() -> int:
     """The stack level, for the function that calls this, of the first frame that is the user's."""
     level, frame = 1, sys._getframe(1)
     ours = (__name__.partition(".")[0], "torch")

@@ -1,84 +1,191 @@
-"""Checks of arguments. Each error names the argument, the value and the remedy."""
+"""Checks of settings and of input. Each error names the argument, the value and the remedy.
+
+The check of a setting stands in its type, in the signature of the loss that has it: ``weight:
+NonNegative``. It is a function of the setting's name and value that returns the value to keep.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeGuard
 
 import torch
 from torch import Tensor
 
-from .kernels.plan import WINDOWS
+from .kernels.plan import WINDOWS, Resolution
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def _number(name: str, value: object, wanted: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+# The types that settings have nearly always are asked for first: isinstance of an abstract class
+# takes as long as the rest of a check.
+
+
+def is_int(value: Any) -> TypeGuard[int]:
+    if type(value) is int:
+        return True
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
+    if type(value) in (list, tuple):
+        return True
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def number(name: str, value: object, wanted: str) -> float:
+    """A plain int or float, also from NumPy's scalars."""
+    if type(value) is float or type(value) is int:
+        return value
+    if is_int(value):
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    remedy = f". Take its value: {name}.item()" if isinstance(value, Tensor) else ""
+    raise ValueError(f"{name} must be {wanted}, got {value!r}{remedy}")
+
+
+def non_negative(name: str, value: object) -> float:
+    found = number(name, value, "a non-negative number")
+    if not 0.0 <= found < math.inf:
+        raise ValueError(
+            f"{name} must be non-negative and finite, got {value}. A negative factor would"
+            " reward what the loss is meant to punish; 0 switches the term off."
+        )
+    return found
+
+
+def weight(name: str, value: object) -> float | Tensor:
+    """A factor that may be learnt: then it is a tensor, whose range is its owner's business."""
+    if not isinstance(value, Tensor):
+        return non_negative(name, value)
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"{name} as a tensor must be one floating-point number, got {value.dtype}"
+            f" {tuple(value.shape)}. For a weight per example, multiply the losses of"
+            ' reduction="none"'
+        )
     return value
 
 
-def non_negative(**values: object) -> None:
-    for name, value in values.items():
-        number = _number(name, value, "a non-negative number")
-        if not 0.0 <= number < math.inf:
-            raise ValueError(
-                f"{name} must be non-negative and finite, got {value}. A negative factor would"
-                " reward what the loss is meant to punish; 0 switches the term off."
-            )
+def positive(name: str, value: object) -> float:
+    found = number(name, value, "a positive number")
+    if not 0.0 < found < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+    return found
 
 
-def positive(**values: object) -> None:
-    for name, value in values.items():
-        number = _number(name, value, "a positive number")
-        if not 0.0 < number < math.inf:
-            raise ValueError(f"{name} must be positive and finite, got {value}")
+def optional_positive(name: str, value: object) -> float | None:
+    return None if value is None else positive(name, value)
 
 
-def optional_positive(**values: object) -> None:
-    positive(**{name: value for name, value in values.items() if value is not None})
+def share(name: str, value: object) -> float:
+    found = number(name, value, "a number between 0.0 and 1.0 inclusive")
+    if not 0.0 <= found <= 1.0:
+        raise ValueError(f"{name} must be between 0.0 and 1.0 inclusive, got {value}")
+    return found
 
 
-def unit_interval(**values: object) -> None:
-    for name, value in values.items():
-        number = _number(name, value, "a number between 0.0 and 1.0 inclusive")
-        if not 0.0 <= number <= 1.0:
-            raise ValueError(f"{name} must be between 0.0 and 1.0 inclusive, got {value}")
+def learnt_share(name: str, value: object) -> float | Tensor:
+    return weight(name, value) if isinstance(value, Tensor) else share(name, value)
 
 
-def decibels(**values: object) -> None:
-    for name, value in values.items():
-        if math.isnan(_number(name, value, "a level in dB")):
-            raise ValueError(f"{name} must be a level in dB, got {value}")
+def decibels(name: str, value: object) -> float:
+    found = number(name, value, "a level in dB")
+    if math.isnan(found):
+        raise ValueError(f"{name} must be a level in dB, got {value}")
+    return found
 
 
-def reduction(value: object) -> None:
+def flag(name: str, value: object) -> bool:
+    return bool(value)
+
+
+def reduction(name: str, value: object) -> str:
     if value not in REDUCTIONS:
-        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(REDUCTIONS)}, got {value!r}")
+    return str(value)
 
 
-def sizes(**lists: object) -> None:
-    """Lists of positive ints, one for each resolution."""
-    for name, values in lists.items():
-        if not isinstance(values, (list, tuple)):
-            raise ValueError(
-                f"{name} must be a list or tuple of ints, one per resolution (for a single one,"
-                f" {name}=[...]), got {values!r}"
-            )
-        if not values:
-            raise ValueError(f"{name} is empty, which leaves no STFT resolution to compute")
-        for value in values:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(f"every entry of {name} must be an int, got {value!r}")
-            if value <= 0:
-                raise ValueError(f"every entry of {name} must be positive, got {value}")
+def window(name: str, value: object) -> str:
+    if value not in WINDOWS:
+        raise ValueError(f"{name} must be one of {', '.join(WINDOWS)}, got {value!r}")
+    return str(value)
 
 
-def stft(
+def sizes(name: str, values: Any) -> list[int]:
+    """A list of its own, so that neither the caller's nor a default is shared."""
+    if not is_list(values):
+        raise ValueError(
+            f"{name} must be a list or tuple of ints, one per resolution (for a single one,"
+            f" {name}=[...]), got {values!r}"
+        )
+    if not values:
+        raise ValueError(f"{name} is empty, which leaves no STFT resolution to compute")
+    found = []
+    for value in values:
+        if not is_int(value):
+            raise ValueError(f"every entry of {name} must be an int, got {value!r}")
+        if value <= 0:
+            raise ValueError(f"every entry of {name} must be positive, got {value}")
+        found.append(int(value))
+    return found
+
+
+def frozen_sizes(name: str, values: Any) -> tuple[int, ...]:
+    return tuple(sizes(name, values))
+
+
+def size(name: str, value: Any) -> int:
+    if not is_int(value) or value <= 0:
+        raise ValueError(f"{name} must be a positive int, got {value!r}")
+    return int(value)
+
+
+def size_or_sizes(name: str, value: Any) -> int | list[int]:
+    return sizes(name, [value])[0] if is_int(value) else sizes(name, value)
+
+
+def stems(name: str, value: Any) -> int | list[int] | None:
+    """An index along dimension 1, or a list of different ones; None for all."""
+    if value is None:
+        return None
+    indices = value if is_list(value) else [value]
+    if not indices or not all(is_int(i) for i in indices):
+        raise ValueError(
+            f"{name} must be an int or a non-empty list of ints, the stems along dimension 1"
+            f" to compute the loss on, got {value!r}"
+        )
+    return [int(i) for i in indices] if is_list(value) else int(value)
+
+
+NonNegative = Annotated[float, non_negative]
+Positive = Annotated[float, positive]
+OptionalPositive = Annotated[float | None, optional_positive]
+Share = Annotated[float, share]
+# Factors outside of all formulas, which may be learnt.
+Weight = Annotated[float | Tensor, weight]
+LearntShare = Annotated[float | Tensor, learnt_share]
+Decibels = Annotated[float, decibels]
+Flag = Annotated[bool, flag]
+Reduction = Annotated[str, reduction]
+Window = Annotated[str, window]
+Sizes = Annotated[Sequence[int], sizes]
+FrozenSizes = Annotated[Sequence[int], frozen_sizes]  # where a change in place would be unseen
+Parameters = Mapping[str, Any] | Iterable[tuple[str, Any]]  # of another loss, by name
+Size = Annotated[int, size]
+SizeOrSizes = Annotated[int | Sequence[int], size_or_sizes]
+Stems = Annotated[int | Sequence[int] | None, stems]
+
+
+def resolutions(
     n_ffts: Sequence[int], hop_lengths: Sequence[int], win_lengths: Sequence[int], window_fn: str
-) -> None:
-    sizes(n_ffts=n_ffts, hop_lengths=hop_lengths, win_lengths=win_lengths)
+) -> tuple[Resolution, ...]:
+    """The resolutions of three lists, which may have changed since they were checked one by one."""
+    lists = {"n_ffts": n_ffts, "hop_lengths": hop_lengths, "win_lengths": win_lengths}
+    n_ffts, hop_lengths, win_lengths = (sizes(name, values) for name, values in lists.items())
     if not len(n_ffts) == len(hop_lengths) == len(win_lengths):
         raise ValueError(
             "n_ffts, hop_lengths and win_lengths must have the same length, got"
@@ -87,31 +194,34 @@ def stft(
     for n_fft, win_length in zip(n_ffts, win_lengths, strict=True):
         if win_length > n_fft:
             raise ValueError(f"win_length ({win_length}) must not exceed its n_fft ({n_fft})")
-    if window_fn not in WINDOWS:
-        raise ValueError(f"window_fn must be one of {', '.join(WINDOWS)}, got {window_fn!r}")
+    return tuple(
+        Resolution(n, hop, win, window_fn)
+        for n, hop, win in zip(n_ffts, hop_lengths, win_lengths, strict=True)
+    )
 
 
-def complex_stft(win_lengths: Sequence[int], n_fft: int, hop_lengths: Sequence[int]) -> None:
-    if isinstance(n_fft, bool) or not isinstance(n_fft, int) or n_fft <= 0:
-        raise ValueError(f"n_fft must be a positive int, got {n_fft!r}")
-    sizes(win_lengths=win_lengths, hop_lengths=hop_lengths)
-    if len(hop_lengths) != len(win_lengths):
+def complex_resolutions(
+    win_lengths: Sequence[int], n_fft: int, hop_lengths: int | Sequence[int]
+) -> tuple[Resolution, ...]:
+    """The resolutions of windows in transforms of n_fft samples, or of their own if longer."""
+    wins, hops = sizes("win_lengths", win_lengths), size_or_sizes("hop_lengths", hop_lengths)
+    hops = [hops] * len(wins) if isinstance(hops, int) else hops
+    if len(hops) != len(wins):
         raise ValueError(
             "hop_lengths must be one int, or as many as win_lengths, got"
-            f" {len(hop_lengths)} for {len(win_lengths)}"
+            f" {len(hops)} for {len(wins)}"
         )
+    return tuple(Resolution(max(w, n_fft), hop, w) for w, hop in zip(wins, hops, strict=True))
 
 
-def stems(stem_dimension: object) -> None:
-    """An index along dimension 1, or a list of different ones; None for all."""
-    indices = stem_dimension if isinstance(stem_dimension, (list, tuple)) else [stem_dimension]
-    if stem_dimension is None:
-        return
-    if not indices or not all(isinstance(i, int) and not isinstance(i, bool) for i in indices):
+def parameters(name: str, value: Any) -> dict[str, Any]:
+    """Settings by name, from any mapping or from pairs."""
+    try:
+        return dict(value or ())
+    except (TypeError, ValueError):
         raise ValueError(
-            "stem_dimension must be an int or a non-empty list of ints, the stems along dimension 1"
-            f" to compute the loss on, got {stem_dimension!r}"
-        )
+            f"{name} must be a dict of settings (or pairs of name and value), got {value!r}"
+        ) from None
 
 
 def waveforms(estimates: Tensor, actuals: Tensor) -> None:
@@ -145,7 +255,7 @@ def waveforms(estimates: Tensor, actuals: Tensor) -> None:
         )
 
 
-def selected_stems(x: Tensor, stem_dimension: int | Sequence[int]) -> list[int]:
+def selected_stems(x: Tensor, stem_dimension: int | Iterable[int]) -> list[int]:
     """The stems asked for, as sorted indices from 0."""
     if x.ndim < 3:
         raise ValueError(
@@ -157,10 +267,10 @@ def selected_stems(x: Tensor, stem_dimension: int | Sequence[int]) -> list[int]:
     for index in asked:
         if not -count <= index < count:
             raise ValueError(f"stem_dimension {index} is out of range for {count} stems")
-    stems = sorted({index % count for index in asked})
-    if len(stems) < len(asked):
+    found = sorted({index % count for index in asked})
+    if len(found) < len(asked):
         raise ValueError(f"stem_dimension names a stem twice: {stem_dimension!r}")
-    return stems
+    return found
 
 
 def per_example(name: str, loss: Tensor, batch: int, reduction: str) -> Tensor:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 from torch import Tensor
 
-from . import functional, validation
-from .functional import Output
-from .kernels.complex_plan import ComplexPlan
-from .losses import _Loss
+from .. import validation
+from ..computation import Call, Components, complex_stft_loss
+from ..kernels.complex_plan import ComplexPlan
+from ..validation import NonNegative, Positive, Reduction, Size, SizeOrSizes, Sizes, Stems
+from .base import Loss, settings
 
 
-def _copied(value: Any) -> Any:
-    return list(value) if isinstance(value, (list, tuple)) else value
-
-
-class MultiResolutionComplexSTFTLoss(_Loss):
+@settings
+class MultiResolutionComplexSTFTLoss(Loss):
     r"""L1 distance of complex spectra over several window lengths, and of the waveforms.
 
     With STFT_w of centred frames, borders reflected, under a Hann window of w samples as it is (not
@@ -56,36 +51,27 @@ class MultiResolutionComplexSTFTLoss(_Loss):
     def __init__(
         self,
         name: str,
-        weight: float = 1.0,
-        waveform_weight: float = 1.0,
-        win_lengths: Sequence[int] = (4096, 2048, 1024, 512, 256),
-        n_fft: int = 2048,
-        hop_lengths: int | Sequence[int] = 147,
-        grad_scale: float = 1.0,
+        weight: NonNegative = 1.0,
+        waveform_weight: NonNegative = 1.0,
+        win_lengths: Sizes = (4096, 2048, 1024, 512, 256),
+        n_fft: Size = 2048,
+        hop_lengths: SizeOrSizes = 147,
+        grad_scale: Positive = 1.0,
         *,
-        stem_dimension: int | Sequence[int] | None = None,
-        reduction: str = "mean",
+        stem_dimension: Stems = None,
+        reduction: Reduction = "mean",
     ) -> None:
         super().__init__(name, weight, grad_scale, reduction)
-        validation.stems(stem_dimension)
         self.waveform_weight = waveform_weight
-        self.win_lengths = _copied(win_lengths)
+        self.win_lengths = win_lengths
         self.n_fft = n_fft
-        self.hop_lengths = _copied(hop_lengths)
-        self.stem_dimension = _copied(stem_dimension)
-        self._plan()
+        self.hop_lengths = hop_lengths
+        self.stem_dimension = stem_dimension
+        self._plan(1.0)
 
-    def _plan(self) -> ComplexPlan:
-        return functional.complex_stft_plan(
-            weight=self.weight,
-            waveform_weight=self.waveform_weight,
-            win_lengths=self.win_lengths,
-            n_fft=self.n_fft,
-            hop_lengths=self.hop_lengths,
-        )
+    def _plan(self, weight: float) -> ComplexPlan:
+        resolutions = validation.complex_resolutions(self.win_lengths, self.n_fft, self.hop_lengths)
+        return ComplexPlan(self.waveform_weight, weight, resolutions)
 
-    def forward(
-        self, estimates: Tensor, actuals: Tensor, *, return_components: bool = False
-    ) -> Output:
-        call = self._call(estimates, actuals, return_components).select(self.stem_dimension)
-        return call.result(*functional.complex_stft_loss(call, self._plan()))
+    def _compute(self, call: Call) -> tuple[Tensor, Components]:
+        return complex_stft_loss(call.select(self.stem_dimension), self._plan(call.weight))

@@ -1,0 +1,209 @@
+"""What every loss has: settings that are checked when they are set, parts, a call.
+
+A setting stands in one place: the signature of its loss, with its name, type, range and default.
+``__init__`` keeps it as an attribute of the same name; whoever sets it, then or later, comes by
+:meth:`Loss.__setattr__`, which checks it and hands it down to the parts made with it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    TypeGuard,
+    TypeVar,
+    get_origin,
+)
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+from .. import validation
+from ..computation import Call, Components, LossCall, Output, weighted
+from ..notices import Notices
+
+Kind = TypeVar("Kind", bound="type[Loss]")
+Part = TypeVar("Part", bound="Loss")
+
+
+class late_part:
+    """A part that is not made before someone looks at it: trainers build losses at every step."""
+
+    def __init__(self, make: Callable[[Any], nn.Module | None]) -> None:
+        self.make = make
+        self.name = make.__name__
+        self.__doc__ = make.__doc__
+
+    def __get__(self, loss: Any, kind: type) -> Any:
+        if loss is None:
+            return self
+        if self.name not in loss._modules:
+            part = self.make(loss)
+            if part is None:
+                return None
+            loss._modules[self.name] = part
+        return loss._modules[self.name]
+
+    def __set__(self, loss: Any, value: nn.Module | None) -> None:
+        loss._modules[self.name] = value
+
+
+class Setting(NamedTuple):
+    """What setting a setting involves."""
+
+    check: Callable[[str, Any], Any]
+    handed_down: list[tuple[str, str]]  # (part, its setting)
+
+
+class Loss(nn.Module):
+    """Base of the losses."""
+
+    reports_components: ClassVar = True  # forward takes return_components
+    _settings: ClassVar[dict[str, Setting]] = {}
+    # Of each part that is a loss, its settings by the whole's that they are made from.
+    _parts: ClassVar[dict[str, dict[str, str]]] = {}
+    _late_parts: ClassVar[list[str]] = []
+    # What can only be set when the loss is built, or not at all, and what to do instead.
+    _fixed: ClassVar[dict[str, str]] = {}
+
+    name: str
+    weight: float | Tensor
+    grad_scale: float
+    reduction: str
+
+    def __init__(
+        self, name: str, weight: float | Tensor, grad_scale: float, reduction: str
+    ) -> None:
+        super().__init__()
+        self.__dict__["_notices"] = Notices(name)
+        self.name = name
+        self.weight = weight
+        self.grad_scale = grad_scale
+        self.reduction = reduction
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        values = self.__dict__
+        setting = self._settings.get(name)
+        if name in self._fixed and (setting is None or name in values):
+            raise AttributeError(
+                f"{name} of {type(self).__name__} cannot be changed (to {value!r}):"
+                f" {self._fixed[name]}"
+            )
+        if setting is None:
+            super().__setattr__(name, value)
+            return
+        value = setting.check(name, value)
+        if isinstance(value, Tensor) or name in self._parameters:
+            super().__setattr__(name, value)
+        else:
+            # Without nn.Module's search for parameters and modules, most of the time of a setting.
+            values[name] = value
+        for part, theirs in setting.handed_down:
+            module = self._modules.get(part)
+            if isinstance(module, Loss) and theirs in module._settings:
+                setattr(module, theirs, value)
+        if name == "name":
+            self._notices.name = value
+
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        for part in self._late_parts:
+            getattr(self, part)
+        return super().named_children()
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        for part in self._late_parts:
+            getattr(self, part)
+        return super().named_modules(*args, **kwargs)
+
+    def _settings_of(self, part: str) -> dict[str, Any]:
+        values = self.__dict__
+        return {theirs: values[ours] for theirs, ours in self._parts[part].items()}
+
+    def forward(
+        self,
+        estimates: Tensor,
+        actuals: Tensor,
+        *args: Any,
+        return_components: bool = False,
+        **kwargs: Any,
+    ) -> Output:
+        validation.waveforms(estimates, actuals)
+        # A weight that is learnt stays outside of the fused pass, and so does what comes after it.
+        learnt = self.weight if isinstance(self.weight, Tensor) else None
+        weight, grad_scale = (
+            (1.0, 1.0) if isinstance(self.weight, Tensor) else (self.weight, self.grad_scale)
+        )
+        call = Call(
+            estimates,
+            actuals,
+            weight,
+            grad_scale,
+            self.reduction,
+            self._notices,
+            return_components,
+            args,
+            kwargs,
+        )
+        loss, components = self._compute(call)
+        if learnt is not None:
+            loss = weighted(loss, learnt.reshape(()), self.grad_scale)
+        return (loss, components) if return_components else loss
+
+    if TYPE_CHECKING:
+        __call__: LossCall
+
+    def _fused(self) -> bool:
+        """Whether all of it is computed in one pass."""
+        return True
+
+    def _compute(self, call: Call) -> tuple[Tensor, Components]:
+        raise NotImplementedError
+
+
+def settings(kind: Kind) -> Kind:
+    """Read the settings of a loss from its signature."""
+    parameters = inspect.signature(kind.__init__, eval_str=True).parameters.values()
+    kind._settings = {
+        p.name: Setting(p.annotation.__metadata__[0], [])
+        for p in parameters
+        if get_origin(p.annotation) is Annotated
+    }
+    for part, table in kind._parts.items():
+        for theirs, ours in table.items():
+            kind._settings[ours].handed_down.append((part, theirs))
+    kind._late_parts = [name for name, x in vars(kind).items() if isinstance(x, late_part)]
+    return kind
+
+
+def same(*names: str) -> dict[str, str]:
+    """Settings of a part that have the same name in the whole."""
+    return dict(zip(names, names, strict=True))
+
+
+def unhooked(module: nn.Module) -> bool:
+    """Whether calling a module is nothing but its class's forward."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    )
+
+
+def fusible(part: object, kind: type[Part], whole: Loss) -> TypeGuard[Part]:
+    """Whether a part can be computed in the whole's pass: ours, with nothing of its own."""
+    return (
+        type(part) is kind
+        and not isinstance(part.weight, Tensor)
+        and part.grad_scale == 1.0
+        and part.reduction == whole.reduction
+        and unhooked(part)
+        and part._fused()
+    )
