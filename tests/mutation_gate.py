@@ -224,8 +224,8 @@ MUTATIONS = [
     (
         "spec_weight on both domains",
         "losses/combined.py",
-        "call.weight * (1 - share) * time.weight",
-        "call.weight * share * time.weight",
+        "time._objective(weight * (1 - share))",
+        "time._objective(weight * share)",
     ),
     (
         "stems unsorted",

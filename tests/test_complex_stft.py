@@ -472,7 +472,7 @@ def test_one_graph(dtype: torch.dtype):
 def test_operator(backend: str):
     if backend == "reference":
         pytest.skip("it has no operator")
-    plan = build(**TINY)._plan(1.0)
+    plan = build(**TINY)._plan()
     e, t = leaves()
     arguments = (e, t, *module.encode(plan), "eager", True)
     torch.library.opcheck(module.complex_stft, arguments)

@@ -44,6 +44,11 @@ class use_backend:
     Raises:
         ValueError: for any other name. A loss called with a backend that its device cannot run
             raises RuntimeError.
+
+    Example:
+        >>> with use_backend("reference"):
+        ...     print(L1SNRLoss("l1snr")(torch.zeros(1, 8), torch.zeros(1, 8)))
+        tensor(0.)
     """
 
     def __init__(self, name: str) -> None:

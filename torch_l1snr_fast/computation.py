@@ -60,7 +60,6 @@ class Call(NamedTuple):
 
     estimates: Tensor
     actuals: Tensor
-    weight: float
     grad_scale: float
     reduction: str
     notices: Notices
@@ -87,7 +86,7 @@ class Spectrum(NamedTuple):
 
     objective: Objective
     resolutions: tuple[Resolution, ...]
-    min_audio_length: int
+    min_audio_length: float
     check_finite: bool
     mps_cpu_fallback: bool
     # Of the waveform, where the audio is too short for an STFT: an objective, or a module's.
@@ -183,9 +182,9 @@ def fallback_loss(call: Call, spectrum: Spectrum) -> tuple[Tensor, Components]:
     if isinstance(spectrum.fallback, Objective):
         return l1snrdb_waveform_loss(call, spectrum.fallback, "fallback", spectrum.check_finite)
     if spectrum.check_finite:
-        pair = call.estimates, call.actuals
-        call.notices.sanitized(sum(x.isfinite().logical_not().sum() for x in pair))
-        call = changed(call, estimates=sanitized(pair[0]), actuals=sanitized(pair[1]))
+        e, t = call.estimates, call.actuals
+        call.notices.sanitized((~e.isfinite()).sum() + (~t.isfinite()).sum())
+        call = changed(call, estimates=sanitized(e), actuals=sanitized(t))
     loss, components = module_loss("fallback_time_loss", spectrum.fallback, call)
     return weighted(loss, spectrum.objective.weight, call.grad_scale), components
 

@@ -63,7 +63,7 @@ def l2snr_loss(
 
     Example:
         >>> l2snr_loss(torch.full((2, 4), 0.1), torch.full((2, 4), 0.1), tau=0.01)
-        tensor(-19.9956)
+        tensor(-19.9572)
     """
     loss = L2SNRLoss("l2snr_loss", **settings)
     return loss(estimates, actuals, return_components=return_components)
@@ -123,8 +123,12 @@ def multi_l1snrdb_loss(
         >>> multi_l1snrdb_loss(estimates, actuals, spec_settings={"spec_reg_coef": 0.2})
         tensor(0.)
     """
-    domains = {"time_loss_params": time_settings, "spec_loss_params": spec_settings}
-    loss = MultiL1SNRDBLoss("multi_l1snrdb_loss", **domains, **settings)
+    loss = MultiL1SNRDBLoss(
+        "multi_l1snrdb_loss",
+        time_loss_params=time_settings,
+        spec_loss_params=spec_settings,
+        **settings,
+    )
     return loss(estimates, actuals, return_components=return_components)
 
 

@@ -21,6 +21,7 @@ from typing import (
 )
 
 from torch import Tensor, nn
+from torch._guards import TracingContext
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import validation
@@ -71,6 +72,7 @@ class Loss(nn.Module):
     # What can only be set when the loss is built, or not at all, and what to do instead.
     _fixed: ClassVar[dict[str, str]] = {}
 
+    _notices: Notices
     name: str
     weight: float | Tensor
     grad_scale: float
@@ -103,22 +105,27 @@ class Loss(nn.Module):
         else:
             # Without nn.Module's search for parameters and modules, most of the time of a setting.
             values[name] = value
-        for part, theirs in setting.handed_down:
+        for part, theirs in setting.handed_down if self._modules else ():
             module = self._modules.get(part)
             if isinstance(module, Loss) and theirs in module._settings:
                 setattr(module, theirs, value)
         if name == "name":
             self._notices.name = value
 
+    def _make_parts(self) -> None:
+        # torch.compile looks for parameters in what it traces, of which these have none.
+        if TracingContext.try_get() is None:
+            for part in self._late_parts:
+                getattr(self, part)
+
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
-        for part in self._late_parts:
-            getattr(self, part)
+        self._make_parts()
         return super().named_children()
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
-        for part in self._late_parts:
-            getattr(self, part)
-        return super().named_modules(*args, **kwargs)
+        self._make_parts()
+        named: Iterator[tuple[str, nn.Module]] = super().named_modules(*args, **kwargs)
+        return named
 
     def _settings_of(self, part: str) -> dict[str, Any]:
         values = self.__dict__
@@ -133,16 +140,11 @@ class Loss(nn.Module):
         **kwargs: Any,
     ) -> Output:
         validation.waveforms(estimates, actuals)
-        # A weight that is learnt stays outside of the fused pass, and so does what comes after it.
         learnt = self.weight if isinstance(self.weight, Tensor) else None
-        weight, grad_scale = (
-            (1.0, 1.0) if isinstance(self.weight, Tensor) else (self.weight, self.grad_scale)
-        )
         call = Call(
             estimates,
             actuals,
-            weight,
-            grad_scale,
+            self.grad_scale if learnt is None else 1.0,
             self.reduction,
             self._notices,
             return_components,
@@ -150,12 +152,16 @@ class Loss(nn.Module):
             kwargs,
         )
         loss, components = self._compute(call)
-        if learnt is not None:
+        if learnt is not None:  # outside of the fused pass, and so is what comes after it
             loss = weighted(loss, learnt.reshape(()), self.grad_scale)
         return (loss, components) if return_components else loss
 
     if TYPE_CHECKING:
         __call__: LossCall
+
+    def _inner_weight(self) -> float:
+        """The weight, if it is a number, which a fused pass has inside."""
+        return 1.0 if isinstance(self.weight, Tensor) else self.weight
 
     def _fused(self) -> bool:
         """Whether all of it is computed in one pass."""
@@ -193,7 +199,7 @@ def unhooked(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()
+        or _has_any_global_hook()  # type: ignore[no-untyped-call]
     )
 
 

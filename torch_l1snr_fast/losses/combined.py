@@ -166,13 +166,14 @@ class MultiL1SNRDBLoss(Loss):
             and not isinstance(share, Tensor)
         ):
             # Both domains in one pass.
-            waveform = time._objective(call.weight * (1 - share) * time.weight)
-            spectrum = spec._spectrum(call.weight * share * spec.weight)
+            weight = self._inner_weight()
+            waveform = time._objective(weight * (1 - share))
+            spectrum = spec._spectrum(weight * share)
             return spectral_loss(changed(call, notices=spec._notices), spectrum, waveform)
         time_loss, components = module_loss("time_loss", time, call)
         spec_loss, spectral = module_loss("spec_loss", spec, call)
         loss = (1 - share) * time_loss + share * spec_loss
-        return weighted(loss, call.weight, call.grad_scale), components | spectral
+        return weighted(loss, self._inner_weight(), call.grad_scale), components | spectral
 
 
 def warn_of_injection(

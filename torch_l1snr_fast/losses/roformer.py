@@ -67,11 +67,11 @@ class MultiResolutionComplexSTFTLoss(Loss):
         self.n_fft = n_fft
         self.hop_lengths = hop_lengths
         self.stem_dimension = stem_dimension
-        self._plan(1.0)
+        self._plan()
 
-    def _plan(self, weight: float) -> ComplexPlan:
+    def _plan(self) -> ComplexPlan:
         resolutions = validation.complex_resolutions(self.win_lengths, self.n_fft, self.hop_lengths)
-        return ComplexPlan(self.waveform_weight, weight, resolutions)
+        return ComplexPlan(self.waveform_weight, self._inner_weight(), resolutions)
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
-        return complex_stft_loss(call.select(self.stem_dimension), self._plan(call.weight))
+        return complex_stft_loss(call.select(self.stem_dimension), self._plan())

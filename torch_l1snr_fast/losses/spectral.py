@@ -165,7 +165,7 @@ class STFTL1SNRDBLoss(Loss):
             self.n_ffts, self.hop_lengths, self.win_lengths, self.window_fn
         )
 
-    def _spectrum(self, weight: float) -> Spectrum:
+    def _spectrum(self, share: float = 1.0) -> Spectrum:
         if self.use_regularization and L1SNRDBLoss.compute_adaptive_weight is not BUILT_IN_WEIGHT:
             raise RuntimeError(
                 "compute_adaptive_weight of L1SNRDBLoss was replaced, which does not reach the"
@@ -175,7 +175,7 @@ class STFTL1SNRDBLoss(Loss):
         eps, pure = self.l1snr_eps, self.pure_l1_mode
         level = self.spec_ref_level or STFT_REF_RATIO * self.ref_level
         objective = Objective(
-            weight=weight,
+            weight=share * self._inner_weight(),
             parts=2,
             eps=eps,
             l1_weight=self.l1_weight,
@@ -192,7 +192,7 @@ class STFTL1SNRDBLoss(Loss):
             scale = self.l1_scale or (1.0 if pure else C / (self.ref_level + eps))
             fallback = changed(objective, parts=1, l1_scale=scale)
         elif fusible(fallback, L1SNRDBLoss, self):
-            fallback = fallback._objective(weight * fallback.weight)
+            fallback = fallback._objective(objective.weight)
         return Spectrum(
             objective,
             self._resolutions(),
@@ -203,4 +203,4 @@ class STFTL1SNRDBLoss(Loss):
         )
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
-        return spectral_loss(call, self._spectrum(call.weight))
+        return spectral_loss(call, self._spectrum())

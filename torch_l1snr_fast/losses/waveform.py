@@ -98,12 +98,14 @@ class L1SNRLoss(Loss):
         self.l1_weight = l1_weight
         self.ref_level = ref_level
 
-    def _objective(self, weight: float) -> Objective:
+    def _objective(self) -> Objective:
         scale = 1.0 if self.l1_weight == 1.0 else C / (self.ref_level + self.eps)
-        return Objective(weight=weight, eps=self.eps, l1_weight=self.l1_weight, l1_scale=scale)
+        return Objective(
+            weight=self._inner_weight(), eps=self.eps, l1_weight=self.l1_weight, l1_scale=scale
+        )
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
-        return waveform_loss(call, self._objective(call.weight))
+        return waveform_loss(call, self._objective())
 
 
 @settings
@@ -144,7 +146,7 @@ class L2SNRLoss(Loss):
         self.tau = tau
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
-        term = Objective(weight=call.weight, power=2, eps=self.eps, tau=self.tau)
+        term = Objective(weight=self._inner_weight(), power=2, eps=self.eps, tau=self.tau)
         return waveform_loss(call, term)
 
 
@@ -249,15 +251,15 @@ class L1SNRDBLoss(Loss):
         """lambda of each batch item from levels in dBRMS, detached."""
         return adaptive_weight(L_pred, L_true, L_min, lambda0, delta_lambda, R)
 
-    def _objective(self, weight: float) -> Objective:
-        """Of all of it, where it is computed in one pass."""
+    def _objective(self, share: float = 1.0) -> Objective:
+        """Of all of it, where it is computed in one pass; ``share`` is its part in a whole."""
         inner = self._modules.get("l1snr_loss")
         eps, ref_level = self.l1snr_eps, self.ref_level
         if isinstance(inner, L1SNRLoss):
             eps, ref_level = inner.eps, inner.ref_level
         pure = self.l1_weight == 1.0 or self._modules.get("l1_loss") is not None
         return Objective(
-            weight=weight,
+            weight=share * self._inner_weight(),
             eps=eps,
             l1_weight=1.0 if pure else self.l1_weight,
             l1_scale=self.l1_scale or (1.0 if pure else C / (ref_level + eps)),
@@ -282,7 +284,7 @@ class L1SNRDBLoss(Loss):
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
         if self._fused():
-            return l1snrdb_waveform_loss(call, self._objective(call.weight))
+            return l1snrdb_waveform_loss(call, self._objective())
         if self.l1_loss is not None:
             flat = [x.flatten(1) for x in (call.estimates, call.actuals)]
             flattened = changed(call, estimates=flat[0], actuals=flat[1])
@@ -295,7 +297,7 @@ class L1SNRDBLoss(Loss):
                 factor = (1 - self.l1_weight) * self.reg_coef
                 loss = loss + factor * reduced(parts["level_matching"], call.reduction)
                 components |= report(call, "time", parts)
-        return weighted(loss, call.weight, call.grad_scale), components
+        return weighted(loss, self._inner_weight(), call.grad_scale), components
 
     def _level_matching(self, estimates: Tensor, actuals: Tensor) -> Components:
         """The level matching alone, of each batch item, beside a part that computes the rest."""
