@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from . import autograd, complex_stft, validation
 from .kernels.complex_plan import ComplexPlan
 from .kernels.eager import sanitized
+from .kernels.modes import variable
 from .kernels.plan import PARTS, Objective, Plan, Resolution, changed
 from .notices import Notices
 from .reference import scale_gradient
@@ -215,7 +216,7 @@ def spectral_loss(
             UserWarning,
         )
         call = changed(call, estimates=call.estimates.cpu(), actuals=call.actuals.cpu())
-    average = changed(spectrum.objective, weight=spectrum.objective.weight / len(usable))
+    average = changed(spectrum.objective, weight=variable(spectrum.objective.weight) / len(usable))
     plan = Plan(
         waveform,
         average,

@@ -17,6 +17,7 @@ from typing import (
     NamedTuple,
     TypeGuard,
     TypeVar,
+    cast,
     get_origin,
 )
 
@@ -26,6 +27,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .. import validation
 from ..computation import Call, Components, LossCall, Output, weighted
+from ..kernels.modes import variable
 from ..notices import Notices
 
 Kind = TypeVar("Kind", bound="type[Loss]")
@@ -161,7 +163,7 @@ class Loss(nn.Module):
 
     def _inner_weight(self) -> float:
         """The weight, if it is a number, which a fused pass has inside."""
-        return 1.0 if isinstance(self.weight, Tensor) else self.weight
+        return 1.0 if isinstance(self.weight, Tensor) else cast(float, variable(self.weight))
 
     def _fused(self) -> bool:
         """Whether all of it is computed in one pass."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .. import validation
 from ..computation import Call, Components, module_loss, spectral_loss, weighted
+from ..kernels.modes import variable
 from ..kernels.plan import changed
 from ..notices import caller
 from ..validation import (
@@ -166,7 +167,7 @@ class MultiL1SNRDBLoss(Loss):
             and not isinstance(share, Tensor)
         ):
             # Both domains in one pass.
-            weight = self._inner_weight()
+            weight, share = self._inner_weight(), variable(share)
             waveform = time._objective(weight * (1 - share))
             spectrum = spec._spectrum(weight * share)
             return spectral_loss(changed(call, notices=spec._notices), spectrum, waveform)

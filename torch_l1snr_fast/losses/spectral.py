@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .. import validation
 from ..computation import Call, Components, Spectrum, spectral_loss
-from ..kernels.eager.objective import C
+from ..kernels.modes import variable
 from ..kernels.plan import Objective, Resolution, changed
 from ..validation import (
     Decibels,
@@ -23,7 +23,7 @@ from ..validation import (
     Window,
 )
 from .base import Loss, fusible, late_part, same, settings
-from .waveform import BUILD_ANEW, BUILT_IN_WEIGHT, SHARED, L1SNRDBLoss
+from .waveform import BUILD_ANEW, BUILT_IN_WEIGHT, SHARED, L1SNRDBLoss, scale_of_l1
 
 # Lists are shared defaults of torch-l1-snr's signatures; every module copies them.
 N_FFTS, HOP_LENGTHS, WIN_LENGTHS = [512, 1024, 2048], [128, 256, 512], [512, 1024, 2048]
@@ -173,13 +173,15 @@ class STFTL1SNRDBLoss(Loss):
                 " time_loss_module, or switch the level matching of spectra off"
             )
         eps, pure = self.l1snr_eps, self.pure_l1_mode
-        level = self.spec_ref_level or STFT_REF_RATIO * self.ref_level
+        level = self.spec_ref_level
+        if level is None:
+            level = STFT_REF_RATIO * variable(self.ref_level)
         objective = Objective(
             weight=share * self._inner_weight(),
             parts=2,
             eps=eps,
             l1_weight=self.l1_weight,
-            l1_scale=self.l1_scale or (1.0 if pure else 2 * C / (level + eps)),
+            l1_scale=scale_of_l1(self.l1_scale, pure, level, eps, parts=2),
             regularize=self.use_regularization and not pure,
             reg_coef=self.spec_reg_coef,
             lambda0=self.lambda0,
@@ -189,7 +191,7 @@ class STFTL1SNRDBLoss(Loss):
         )
         fallback: Objective | nn.Module | None = self._modules.get("fallback_time_loss")
         if fallback is None:
-            scale = self.l1_scale or (1.0 if pure else C / (self.ref_level + eps))
+            scale = scale_of_l1(self.l1_scale, pure, self.ref_level, eps)
             fallback = changed(objective, parts=1, l1_scale=scale)
         elif fusible(fallback, L1SNRDBLoss, self):
             fallback = fallback._objective(objective.weight)

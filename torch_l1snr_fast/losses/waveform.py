@@ -18,6 +18,7 @@ from ..computation import (
 )
 from ..kernels.eager.objective import C, adaptive_weight
 from ..kernels.eager.waveform import compute_dtype
+from ..kernels.modes import variable
 from ..kernels.plan import Objective, changed
 from ..levels import dbrms
 from ..validation import (
@@ -33,6 +34,13 @@ from ..validation import (
 from .base import Loss, fusible, late_part, same, settings, unhooked
 
 BUILD_ANEW = "pure L1 is another computation. Build a new loss with the l1_weight you want"
+
+
+def scale_of_l1(given: float | None, pure: bool, level: float, eps: float, parts: int = 1) -> float:
+    """Factor of the mean absolute error: given, 1 for pure L1, or calibrated to D1's gradient."""
+    if given is not None:
+        return given
+    return 1.0 if pure else parts * C / (variable(level) + variable(eps))
 
 
 @settings
@@ -99,9 +107,11 @@ class L1SNRLoss(Loss):
         self.ref_level = ref_level
 
     def _objective(self) -> Objective:
-        scale = 1.0 if self.l1_weight == 1.0 else C / (self.ref_level + self.eps)
         return Objective(
-            weight=self._inner_weight(), eps=self.eps, l1_weight=self.l1_weight, l1_scale=scale
+            weight=self._inner_weight(),
+            eps=self.eps,
+            l1_weight=self.l1_weight,
+            l1_scale=scale_of_l1(None, self.l1_weight == 1.0, self.ref_level, self.eps),
         )
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
@@ -262,7 +272,7 @@ class L1SNRDBLoss(Loss):
             weight=share * self._inner_weight(),
             eps=eps,
             l1_weight=1.0 if pure else self.l1_weight,
-            l1_scale=self.l1_scale or (1.0 if pure else C / (ref_level + eps)),
+            l1_scale=scale_of_l1(self.l1_scale, pure, ref_level, eps),
             regularize=self.use_regularization and not pure,
             reg_coef=self.reg_coef,
             lambda0=self.lambda0,
@@ -289,7 +299,8 @@ class L1SNRDBLoss(Loss):
             flat = [x.flatten(1) for x in (call.estimates, call.actuals)]
             flattened = changed(call, estimates=flat[0], actuals=flat[1])
             loss, components = module_loss("l1_loss", self.l1_loss, flattened)
-            loss = loss * (self.l1_scale or 1.0)
+            if self.l1_scale is not None:
+                loss = loss * self.l1_scale
         else:
             loss, components = module_loss("l1snr_loss", self.l1snr_loss, call)
             if self.use_regularization:
