@@ -135,15 +135,14 @@ def usable_resolutions(spectrum: Spectrum, length: int, notices: Notices) -> tup
 def run(call: Call, plan: Plan, names: list[str]) -> tuple[Tensor, Components]:
     """Loss of a plan, and the components of its terms under their names."""
     batch, length = call.estimates.shape[0], call.estimates.shape[-1]
-    loss, parts = autograd.loss(
-        call.estimates.reshape(batch, -1, length),
-        call.actuals.reshape(batch, -1, length),
-        plan,
-        call.notices,
+    estimates, actuals = (
+        x if x.ndim == 3 else x.reshape(batch, -1, length) for x in (call.estimates, call.actuals)
     )
+    loss, parts = autograd.loss(estimates, actuals, plan, call.notices)
     components: Components = {}
     if call.components:
         terms = [term for term, _ in plan.terms(1, length)]
+        parts = torch.as_tensor(parts, dtype=loss.dtype, device=loss.device)
         for name, term, values in zip(names, terms, parts, strict=True):
             for part in reported(term):
                 label = "d2" if part == "d1" and term.power == 2 else part
