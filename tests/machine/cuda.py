@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from . import native
 from .program import Program, program_of
 
-SUCCESS, INVALID_VALUE, NO_BINARY, OUT_OF_RESOURCES, FAILED = 0, 1, 209, 701, 719
+SUCCESS, INVALID_VALUE, NO_BINARY, FAILED = 0, 1, 209, 719
 # By compute capability: shared memory of a program in bytes, opted in to.
 SHARED = {80: 166912, 90: 232448}
 REGISTERS = 65536  # of a program
@@ -201,16 +201,25 @@ class Cuda:
         each = -(-f.registers * 32 // REGISTERS_FROM) * REGISTERS_FROM
         registers = each * -(-warps // 4) * 4  # four partitions of an SM have as many each
         most = SHARED[self.gpu.arch]
-        if registers > REGISTERS or bx > f.max_threads or shared + f.static_shared > most:
-            return OUT_OF_RESOURCES
         required = f.program.kernel.threads
-        if (
-            shared > f.dynamic_limit
-            or (by, bz) != (1, 1)
-            or required not in (None, bx)
-            or not (0 < gx < 2**31 and 0 < gy < 65536 and 0 < gz < 65536)
-            or attributes
-        ):
-            return INVALID_VALUE
+        refusals = {
+            f"{registers} registers of {REGISTERS}": registers > REGISTERS,
+            f"{bx} threads of {f.max_threads}": bx > f.max_threads,
+            f"{bx} threads instead of {required}": required not in (None, bx),
+            f"threads in {by} and {bz}": (by, bz) != (1, 1),
+            f"{shared + f.static_shared} bytes of shared memory of {most}": (
+                shared + f.static_shared > most
+            ),
+            f"{shared} bytes of shared memory where {f.dynamic_limit} were opted in to": (
+                shared > f.dynamic_limit
+            ),
+            f"a grid of {gx}, {gy}, {gz}": not (
+                0 < gx < 2**31 and 0 < gy < 65536 and 0 < gz < 65536
+            ),
+            "launch attributes": bool(attributes),
+        }
+        reasons = [reason for reason, refused in refusals.items() if refused]
+        if reasons:
+            raise LaunchError(f"{f.name} cannot be launched with {', '.join(reasons)}")
         self.gpu.launched(f, (gx, gy, gz), bx, shared, params)
         return SUCCESS

@@ -174,9 +174,13 @@ VECTORS = {
 
 
 @cache
-def rules_of(opcode: str) -> list[tuple[Match, Rule]]:
-    found = [(re.fullmatch(rule.opcode, opcode), rule) for rule in RULES]
-    return [(m, rule) for m, rule in found if m]
+def operations_of(opcode: str) -> list[tuple[str, str, dict[str, int]]]:
+    """What an opcode may be: operations, types of their operands, and fields of native.Ins."""
+    return [
+        (m.expand(rule.operation).replace(".", "_"), m.expand(rule.operands), rule.fields(m))
+        for rule in RULES
+        if (m := re.fullmatch(rule.opcode, opcode))
+    ]
 
 
 Register = tuple[str, int]  # name and width in bytes; a predicate has 1
@@ -204,7 +208,7 @@ class Decoder:
 
     def __call__(self, i: Instruction) -> Operation:
         try:
-            out = self.memory(i) if i.parts[0] in FORMS else self.by_rule(i)
+            out = self.memory(i) if i.parts[0] in ACCESSES else self.by_rule(i)
             if i.predicate:
                 self.source(Operand("reg", i.predicate, name=i.predicate), 1)
         except (PTXError, KeyError, ValueError) as error:
@@ -271,13 +275,11 @@ class Decoder:
 
     def by_rule(self, i: Instruction) -> Operation:
         error = PTXError(f"{i.opcode} is not an instruction that the machine knows")
-        for found, rule in rules_of(i.opcode):
-            name = found.expand(rule.operation).replace(".", "_")
-            types = found.expand(rule.operands)
-            if name.startswith("mov_b"):
-                name, types = self.vector(i, name, types)
+        for name, types, fields in operations_of(i.opcode):
             try:
-                return self.with_operands(i, name, types, rule.fields(found))
+                if name.startswith("mov_b"):
+                    name, types = self.vector(i, name, types)
+                return self.with_operands(i, name, types, dict(fields))
             except (PTXError, ValueError) as reason:
                 error = PTXError(f"this form of {i.opcode} is not implemented: {reason}")
         raise error
@@ -339,7 +341,7 @@ class Decoder:
 
     def memory(self, i: Instruction) -> Operation:
         name = i.parts[0]
-        found = re.fullmatch(FORMS[name], i.opcode)
+        found = re.fullmatch(ACCESSES[name], i.opcode)
         if not found:
             raise PTXError(f"{i.opcode} is not a form of {name} that the machine knows")
         return {"ld": self.access, "st": self.access, "atom": self.atomic}.get(name, self.matrix)(
@@ -385,8 +387,8 @@ class Decoder:
         if len(vector.parts) != int(m["n"]):
             raise PTXError(f"{len(vector.parts)} registers")
         fields = {"n": int(m["n"]), "how": int(m["trans"] is not None), "imm": address.offset}
-        fields["space"] = SPACES["shared"]
-        at = self.address(address, "shared")
+        fields["space"] = SPACES[m["space"]]
+        at = self.address(address, m["space"])
         everyone = self.constant(0xFFFFFFFF, 4)[0]
         registers = [(self.destination if load else self.source)(x, 4) for x in vector.parts]
         to, sources = (registers, [at]) if load else ([], [*registers, at])
@@ -395,12 +397,13 @@ class Decoder:
 
 # Hints for caches and orders among the machine's sequential accesses change nothing.
 HINTS = r"(?:\.(?:L[12](?:::\w+)*|evict_\w+|nc|volatile))*"
-ACCESS = rf"(?:ld|st)\.(?P<space>global|shared|param){HINTS}(?:\.v(?P<n>[248]))?\.(?P<type>\w+)"
-FORMS = {
+SPACE = r"\.(?P<space>global|shared|param)(?:::cta)?"
+ACCESS = rf"(?:ld|st){SPACE}{HINTS}(?:\.v(?P<n>[248]))?\.(?P<type>\w+)"
+MATRIX = rf"\.sync\.aligned\.m8n8\.x(?P<n>[124])(?P<trans>\.trans)?{SPACE}\.b16"
+ACCESSES = {
     "ld": ACCESS,
     "st": ACCESS,
-    "atom": r"atom\.(?P<space>global|shared)(?:\.(?:gpu|cta|sys|acq_rel|relaxed))*"
-    rf"\.(?P<how>{'|'.join(ATOMIC)})",
-    "ldmatrix": r"ldmatrix\.sync\.aligned\.m8n8\.x(?P<n>[124])(?P<trans>\.trans)?\.shared\.b16",
-    "stmatrix": r"stmatrix\.sync\.aligned\.m8n8\.x(?P<n>[124])(?P<trans>\.trans)?\.shared\.b16",
+    "atom": rf"atom{SPACE}(?:\.(?:gpu|cta|sys|acq_rel|relaxed))*\.(?P<how>{'|'.join(ATOMIC)})",
+    "ldmatrix": f"ldmatrix{MATRIX}",
+    "stmatrix": f"stmatrix{MATRIX}",
 }

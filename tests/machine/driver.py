@@ -17,7 +17,7 @@ from triton.backends.driver import DriverBase
 from triton.runtime import driver as active
 
 from . import simt, triton_version
-from .cuda import Cuda, Function, LaunchError
+from .cuda import SHARED, Cuda, Function, LaunchError
 from .simt import Argument, Finding, Memory, Options, Result
 
 
@@ -50,6 +50,8 @@ class Driver(DriverBase):
     def __init__(
         self, arch: int = 90, rewrite: Callable[[str, str], str] | None = None, **options: Any
     ) -> None:
+        if arch not in SHARED:
+            raise ValueError(f"arch is {arch}; the machine is one of {', '.join(map(str, SHARED))}")
         if Driver._cuda is None:
             Driver._cuda = Cuda(triton_version.INCLUDE)
             triton_version.use(Driver._cuda)

@@ -178,25 +178,6 @@ static void set_compared(const Step *s, u32 is) {
   set_predicate(s, 1, q);
 }
 
-// Which argument a 64-bit value points into.
-static void follow_pointers(const Step *s) {
-  const Warp *w = s->w;
-  const Ins *i = s->i;
-  const u8 *a = w->P + i->o[1], *b = w->P + i->o[2], *c = w->P + i->o[3];
-  u32 chosen;
-  u8 *to = w->P + i->o[0];
-  switch (i->op) {
-    case OP_mov_b64: EACH(l, s->x) to[l] = a[l]; break;
-    case OP_add_b64: case OP_and_b64: case OP_or_b64: EACH(l, s->x) to[l] = a[l] && b[l] ? 0 : a[l] | b[l]; break;
-    case OP_sub_b64: EACH(l, s->x) to[l] = b[l] ? 0 : a[l]; break;
-    case OP_mad_lo_b64: case OP_mad_wide_s32: case OP_mad_wide_u32: EACH(l, s->x) to[l] = c[l]; break;
-    case OP_selp_b64: chosen = WORD(3); EACH(l, s->x) to[l] = HAS(chosen, l) ? a[l] : b[l]; break;
-    case OP_ld_param: EACH(l, s->x) to[l] = s->m->l->param_arg[i->imm / 8]; break;
-    default:
-      for (int k = 0; k < i->to; k++) EACH(l, s->x) w->P[i->o[k] + l] = 0;
-  }
-}
-
 // ---- collectives
 
 // All lanes that a collective instruction names must be here.
@@ -317,6 +298,26 @@ static void vote(const Step *s) {
 #define FROM_INT(name, T) case OP_##name: { T *d = AT(0); EACH(l, s->x) { INTEGER(1, i->from_width) \
   s64 e = extended(v, i->from_bits, i->from_signed); d[l] = i->from_signed ? (T)e : (T)(u64)e; } break; }
 #define BY_HAND(name)
+
+// ---- pointers: which argument a 64-bit value points into, 0: none
+
+#define ORIGIN(value) LANES(to[l] = (value);) break
+static void follow_pointers(const Step *s) {
+  const Warp *w = s->w;
+  const Ins *i = s->i;
+  const u8 *a = w->P + i->o[1], *b = w->P + i->o[2], *c = w->P + i->o[3];
+  u8 *to = w->P + i->o[0];
+  switch (i->op) {
+    case OP_mov_b64: ORIGIN(a[l]);
+    case OP_add_b64: case OP_and_b64: case OP_or_b64: ORIGIN(a[l] && b[l] ? 0 : a[l] | b[l]);
+    case OP_sub_b64: ORIGIN(b[l] ? 0 : a[l]);
+    case OP_mad_lo_b64: case OP_mad_wide_s32: case OP_mad_wide_u32: ORIGIN(c[l]);
+    case OP_selp_b64: { const u32 chosen = WORD(3); ORIGIN(HAS(chosen, l) ? a[l] : b[l]); }
+    case OP_ld_param: { const u8 argument = s->m->l->param_arg[i->imm / 8]; ORIGIN(argument); }
+    default:
+      for (int k = 0; k < i->to; k++) { to = w->P + i->o[k]; LANES(to[l] = 0;) }
+  }
+}
 
 void execute(const Step *s) {
   Warp *w = s->w;

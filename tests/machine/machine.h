@@ -169,8 +169,8 @@ static inline int first(u32 lanes) { return lanes ? __builtin_ctz(lanes) : 0; }
 // sanitizers.c
 void report(Machine *m, Finding f);
 #define REPORT(s, ...) report((s)->m, (Finding){.pc = (s)->pc, __VA_ARGS__})
-void watch(const Step *s, Shadow *shadow, int write, int same, int lane, u64 address, int arg, int space);
-void watch_grid(const Step *s, GlobalShadow *g, int write, int same, int atomic, int lane, u64 address, int arg);
+void watch(const Step *s, Shadow *shadow, int write, int lane, const Finding *f);
+void watch_grid(const Step *s, GlobalShadow *g, int write, int atomic, int lane, const Finding *f);
 GlobalShadow *shadow_at(const Alloc *a, u64 granule);
 void watch_data(const Step *s, u32 here);
 void follow(const Step *s, u32 here);

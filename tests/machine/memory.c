@@ -2,6 +2,23 @@
 
 #include "machine.h"
 
+// memcpy of few bytes, of a number that is known when it runs.
+static inline void copy(void *to, const void *from, int bytes) {
+  switch (bytes) {
+    case 1: memcpy(to, from, 1); break;
+    case 2: memcpy(to, from, 2); break;
+    case 4: memcpy(to, from, 4); break;
+    case 8: memcpy(to, from, 8); break;
+    case 16: memcpy(to, from, 16); break;
+    default: memcpy(to, from, bytes);
+  }
+}
+static inline int all(const u8 *marks, int n) {
+  for (int k = 0; k < n; k++)
+    if (!marks[k]) return 0;
+  return 1;
+}
+
 // Where an access goes; shared memory has no allocation.
 typedef struct {
   const Alloc *alloc;
@@ -68,17 +85,18 @@ static void touch(const Step *s, const Place *at, int bytes, int write, int same
   Machine *m = s->m;
   int space = s->i->space;
   if (write && at->written) memset(at->written, 1, bytes);
-  if (!write && at->written && memchr(at->written, 0, bytes)) {
+  if (!write && at->written && !all(at->written, bytes)) {
     int kind = space == GLOBAL ? GLOBAL_UNINIT : SHARED_UNINIT;
     REPORT(s, .kind = kind, .arg = at->arg, .address = at->address, .thread = thread_of(s->w, at->lane));
   }
   if (!m->l->races || (at->alloc && !at->alloc->shadow)) return;
   u64 granule = at->alloc ? (u64)at->alloc->granule : (u64)m->p->shared_granule;
+  const Finding f = {.same = same, .address = at->address, .arg = at->arg, .detail = space};
   for (u64 g = at->at / granule; g <= (at->at + bytes - 1) / granule; g++) {
     GlobalShadow *global = at->alloc ? shadow_at(at->alloc, g) : NULL;
     // Atomics of one program do not race with each other.
-    if (!atomic) watch(s, global ? &global->s : &m->shadow[g], write, same, at->lane, at->address, at->arg, space);
-    if (global) watch_grid(s, global, write, same, atomic, at->lane, at->address, at->arg);
+    if (!atomic) watch(s, global ? &global->s : &m->shadow[g], write, at->lane, &f);
+    if (global) watch_grid(s, global, write, atomic, at->lane, &f);
   }
 }
 
@@ -102,7 +120,7 @@ static void count(const Step *s, const u64 *a, int bytes) {
 
 // A lane's element of a register that may be wider than it.
 static void extend(const Ins *i, u8 *to, const u8 *from) {
-  memcpy(to, from, i->size < i->width ? i->size : i->width);
+  copy(to, from, i->size < i->width ? i->size : i->width);
   if (i->width > i->size) memset(to + i->size, i->to_signed && from[i->size - 1] >> 7 ? 255 : 0, i->width - i->size);
 }
 
@@ -114,14 +132,16 @@ void access_memory(const Step *s, int store) {
   addresses(s, a);
   count(s, a, bytes);
   EACH(l, s->x) {
-    u8 value[64] = {0};
+    u8 value[64];
     Place at;
     if (store)
-      for (int v = 0; v < i->n; v++) memcpy(value + v * i->size, (u8 *)reg(w, i->o[v]) + i->width * l, i->size);
+      for (int v = 0; v < i->n; v++) copy(value + v * i->size, (u8 *)reg(w, i->o[v]) + i->width * l, i->size);
     int done = locate(s, &at, l, a[l], argument(s, l), bytes);
     if (done) {
       touch(s, &at, bytes, store, store && !memcmp(value, at.p, bytes), 0);
-      memcpy(store ? at.p : value, store ? value : at.p, bytes);
+      copy(store ? at.p : value, store ? value : at.p, bytes);
+    } else if (!store) {
+      memset(value, 0, bytes);
     }
     if (!store)
       for (int v = 0; v < i->n; v++) extend(i, (u8 *)reg(w, i->o[v]) + i->width * l, value + v * i->size);

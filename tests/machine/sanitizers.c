@@ -21,43 +21,41 @@ void report(Machine *m, Finding f) {
 // ---- races within a program: two accesses are ordered by a barrier of the program between them
 // (another epoch) or, within a warp, by bar.warp.sync. In which order the warps ran does not matter.
 
-enum { IS_ORDERED, BY_SHUFFLE_ONLY, RACES };
-
-static int order(const Step *s, const Access *a, int thread) {
-  if (a->epoch != s->m->epoch || a->thread == thread) return IS_ORDERED;
-  if (a->thread / WARP != thread / WARP) return RACES;
-  if (a->strong != s->w->strong) return IS_ORDERED;
-  return a->weak != s->w->weak ? BY_SHUFFLE_ONLY : RACES;
+static int races(const Step *s, const Access *a, int thread) {
+  if (a->epoch != s->m->epoch || a->thread == thread) return 0;
+  return a->thread / WARP != thread / WARP || a->strong == s->w->strong;
 }
 
-static void conflict(const Step *s, const Access *a, Finding f) {
-  static const int kinds[2][2] = {{GLOBAL_WEAK, GLOBAL_RACE}, {SHARED_WEAK, SHARED_RACE}};
-  int how = order(s, a, f.thread);
-  if (how == IS_ORDERED) return;
-  f.kind = kinds[f.detail == SHARED][how == RACES];
-  f.pc = s->pc, f.pc2 = a->pc, f.cta2 = s->m->cta, f.thread2 = a->thread;
-  report(s->m, f);
+// `now` is of the access that follows on the one that is known.
+static inline void conflict(const Step *s, const Access *known, const Access *now, int hazard, const Finding *f) {
+  if (!races(s, known, now->thread)) return;
+  int by_shuffle = known->thread / WARP == now->thread / WARP && known->weak != now->weak;
+  Finding race = *f;
+  race.kind = f->detail == SHARED ? (by_shuffle ? SHARED_WEAK : SHARED_RACE) : by_shuffle ? GLOBAL_WEAK : GLOBAL_RACE;
+  race.hazard = hazard, race.pc = now->pc, race.pc2 = known->pc;
+  race.thread = now->thread, race.cta2 = s->m->cta, race.thread2 = known->thread;
+  report(s->m, race);
 }
 
-void watch(const Step *s, Shadow *shadow, int write, int same, int lane, u64 address, int arg, int space) {
-  int thread = thread_of(s->w, lane);
-  Access now = {s->m->epoch, s->w->strong, s->w->weak, s->pc, thread};
-  Finding f = {.hazard = write ? WAW : RAW, .same = same, .thread = thread, .address = address, .arg = arg, .detail = space};
-  conflict(s, &shadow->write, f);
+// `f` has what is to be said of the access if it races.
+void watch(const Step *s, Shadow *shadow, int write, int lane, const Finding *f) {
+  const Access now = {s->m->epoch, s->w->strong, s->w->weak, s->pc, thread_of(s->w, lane)};
   if (write) {
-    f.hazard = WAR;
-    conflict(s, &shadow->read, f);
-    conflict(s, &shadow->same_warp, f);
-    conflict(s, &shadow->other_warp, f);
+    conflict(s, &shadow->write, &now, WAW, f);
+    conflict(s, &shadow->read, &now, WAR, f);
+    conflict(s, &shadow->same_warp, &now, WAR, f);
+    conflict(s, &shadow->other_warp, &now, WAR, f);
     shadow->write = now;
     return;
   }
-  const Access *last = &shadow->read, other = shadow->other_warp;
-  if (last->epoch == s->m->epoch && last->thread != thread) {
-    if (last->thread / WARP == thread / WARP) {
+  conflict(s, &shadow->write, &now, RAW, f);
+  const Access *last = &shadow->read;
+  if (last->epoch == now.epoch && last->thread != now.thread) {
+    if (last->thread / WARP == now.thread / WARP) {
       shadow->same_warp = *last;
     } else {
-      int useful = other.epoch == s->m->epoch && other.thread / WARP == thread / WARP && other.thread != thread;
+      const Access other = shadow->other_warp;
+      int useful = other.epoch == now.epoch && other.thread / WARP == now.thread / WARP && other.thread != now.thread;
       shadow->other_warp = *last;
       shadow->same_warp = useful ? other : (Access){0};
     }
@@ -77,7 +75,7 @@ void free_shadow(GlobalShadow **pages, s64 count) {
   for (s64 k = 0; k < count; k++) free(pages[k]);
 }
 
-void watch_grid(const Step *s, GlobalShadow *g, int write, int same, int atomic, int lane, u64 address, int arg) {
+void watch_grid(const Step *s, GlobalShadow *g, int write, int atomic, int lane, const Finding *f) {
   const Machine *m = s->m;
   int thread = thread_of(s->w, lane);
   if (g->launch != m->launch) {
@@ -85,17 +83,19 @@ void watch_grid(const Step *s, GlobalShadow *g, int write, int same, int atomic,
     g->w_cta = g->r_cta = -1;
     g->atomic = 0;
   }
-  if (g->w_cta >= 0 && g->w_cta != m->cta && !(atomic && g->atomic))
-    REPORT(s, .kind = GRID_RACE, .pc2 = g->w_pc, .arg = arg, .hazard = write ? WAW : RAW, .same = same,
-           .address = address, .thread = thread, .cta2 = g->w_cta, .thread2 = g->w_thread);
-  if (write) {
-    if (g->r_cta >= 0 && g->r_cta != m->cta)
-      REPORT(s, .kind = GRID_RACE, .pc2 = g->r_pc, .arg = arg, .hazard = WAR, .same = same,
-             .address = address, .thread = thread, .cta2 = g->r_cta, .thread2 = g->r_thread);
-    g->w_cta = m->cta, g->w_pc = s->pc, g->w_thread = thread, g->atomic = atomic;
-  } else if (g->r_cta < 0) {
-    g->r_cta = m->cta, g->r_pc = s->pc, g->r_thread = thread;
+  Finding race = {.kind = GRID_RACE, .pc = s->pc, .arg = f->arg, .same = f->same, .address = f->address, .thread = thread};
+  if (g->w_cta >= 0 && g->w_cta != m->cta && !(atomic && g->atomic)) {
+    race.hazard = write ? WAW : RAW, race.pc2 = g->w_pc, race.cta2 = g->w_cta, race.thread2 = g->w_thread;
+    report(s->m, race);
   }
+  if (write && g->r_cta >= 0 && g->r_cta != m->cta) {
+    race.hazard = WAR, race.pc2 = g->r_pc, race.cta2 = g->r_cta, race.thread2 = g->r_thread;
+    report(s->m, race);
+  }
+  if (write)
+    g->w_cta = m->cta, g->w_pc = s->pc, g->w_thread = thread, g->atomic = atomic;
+  else if (g->r_cta < 0)
+    g->r_cta = m->cta, g->r_pc = s->pc, g->r_thread = thread;
 }
 
 // ---- data: what is loaded taints, and what is computed of it. Where taint reaches neither a branch,

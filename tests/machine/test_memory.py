@@ -139,7 +139,7 @@ FAULTS: list[tuple[str, str, int, set[str]]] = [
         "write after others read, and a barrier",
         MINE + BARRIER + next_word(64) + BARRIER + AGAIN, 64, set(),
     ),
-    ("own word", MINE + "ld.shared.b32 %r5, [%r3];\n", 64, set()),
+    ("own word", MINE + "ld.shared::cta.b32 %r5, [%r3];\n", 64, set()),
     ("one word for all, different values", "st.shared.b32 [smem], %r0;\n", 32, {"shared-race"}),
     (
         "one word for all, one value",
@@ -235,6 +235,24 @@ ORDERS = ["forward", "backward", "ahead", "mixed"]
 def test_race_is_found_whichever_warp_goes_first(race: str, order: str) -> None:
     for seed in range(3):
         assert kinds(run(RACES[race], 64, order=order, seed=seed)) - {"benign"} == {"shared-race"}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_races_between_programs(order: str) -> None:
+    own = "mov.u32 %r4, %ctaid.x;\nadd.s32 %r5, %r4, 1;\nmad.wide.s32 %q1, %r4, 4, %q0;\n"
+    write, read = "st.global.b32 [%q1], %r5;\n", "ld.global.b32 %r6, [%q1];\n"
+    ends = {
+        own + write + read: set(),
+        own.replace("%r4, 4", "0, 4") + read: set(),
+        own.replace("%r4, 4", "0, 4") + write: {"race-between-programs"},
+        own + write + read.replace("%q1", "%q0"): {"race-between-programs"},
+        "mov.b32 %r5, 1;\natom.global.add.u32 %r6, [%q0], %r5;\n": set(),
+        own + "atom.global.add.u32 %r6, [%q0], %r5;\n" + read.replace("%q1", "%q0"): {
+            "race-between-programs"
+        },
+    }
+    for body, wanted in ends.items():
+        assert kinds(run(body, threads=1, programs=3, order=order)) - {"benign"} == wanted, body
 
 
 def test_a_vector_at_the_end_of_memory() -> None:
@@ -603,8 +621,9 @@ TAINTS: list[tuple[str, str, set[str]]] = [
     ),
     (
         "from another lane",
-        f"{LOAD}setp.eq.s32 %p2, %r1, 7;\nmov.b32 %r6, 0;\nselp.b32 %r6, %r5, %r6, %p2;\n"
-        "shfl.sync.idx.b32 %r5, %r6, 7, 31, -1;\n" + TO_BRANCH,
+        "mad.wide.s32 %q1, %r0, 4, %q0;\nsetp.eq.s32 %p2, %r1, 7;\nmov.b32 %r6, 0;\n"
+        "@%p2 ld.global.b32 %r6, [%q1];\nshfl.sync.idx.b32 %r5, %r6, 7, 31, -1;\n"
+        "@%p2 mov.b32 %r5, 0;\n" + TO_BRANCH,
         {"branch"},
     ),
     (

@@ -11,6 +11,7 @@ from typing import Any
 
 from triton import knobs
 from triton.backends.nvidia import driver as nvidia
+from triton.compiler import CompiledKernel
 from triton.runtime import driver as active
 
 from .cuda import Cuda, Gpu
@@ -38,6 +39,8 @@ def use(cuda: Cuda) -> None:
         cuda.announced = name, texts[".cubin"].read_bytes(), texts[".ptx"].read_text()
 
     knobs.runtime.kernel_load_start_hook.add(announce)
+    # A kernel of 3.9 unloads its module when it is collected, by whichever driver is active then.
+    CompiledKernel.__del__ = lambda kernel: None
 
 
 def interprets() -> bool:
@@ -56,9 +59,7 @@ class Utils:
 
     def load_binary(self, *args: Any) -> Any:
         self.cuda.gpu = self.gpu
-        loaded = self.cuda.through(self.inner.load_binary, *args)
-        # Since 3.8 a kernel unloads its module, by the driver that is active when it is collected.
-        return (None, *loaded[1:]) if hasattr(self.inner, "unload_module") else loaded
+        return self.cuda.through(self.inner.load_binary, *args)
 
 
 class Launcher(nvidia.CudaLauncher):  # type: ignore[misc]
