@@ -155,7 +155,10 @@ def test_unknown_samples_show():
 # BS-RoFormer's own
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:A window was not provided")  # by the model's constructor
 def test_loss_inside_bs_roformer():
+    """The model's own loss, its parts and its gradient, beside ours of the same output."""
     roformer = pytest.importorskip("bs_roformer", reason="BS-RoFormer is not installed")
     options: dict[str, Any] = {
         "dim": 8, "depth": 1, "time_transformer_depth": 1, "freq_transformer_depth": 1,
@@ -169,7 +172,7 @@ def test_loss_inside_bs_roformer():
     for kind, hop_lengths in hops.items():
         torch.manual_seed(0)
         extra = {"num_bands": 8} if kind is roformer.MelBandRoformer else {}
-        model = kind(**options, **extra)
+        model = kind(**options, **extra).eval()  # no dropout between its loss and ours
         mixture, target = 0.1 * torch.randn(2, 1, 2, 8192)
         want, (l1, spectral) = model(mixture, target=target, return_loss_breakdown=True)
         output = model(mixture)
@@ -178,7 +181,8 @@ def test_loss_inside_bs_roformer():
         torch.testing.assert_close(value, want, rtol=1e-5, atol=0)
         torch.testing.assert_close(parts.pop("time/l1"), l1.detach(), rtol=1e-5, atol=0)
         torch.testing.assert_close(sum(parts.values()), spectral.detach(), rtol=1e-5, atol=0)
-        wanted, got = (torch.autograd.grad(x, list(model.parameters())) for x in (want, value))
+        last = list(model.mask_estimators.parameters())
+        wanted, got = (torch.autograd.grad(x, last) for x in (want, value))
         for a, b in zip(got, wanted, strict=True):
             cases.assert_gradient(a, b, 1e-3)
 
@@ -425,6 +429,23 @@ def test_one_gradient_is_saved(backend: str):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             build()(e.requires_grad_(), t)
         assert sum(found.values()) <= 4 * e.numel() + 8
+
+
+def test_memory_may_be_written_once_the_loss_is_known(backend: str):
+    if backend == "reference":
+        pytest.skip("autograd decides for the reference")
+    e, t = signals(2, LENGTH)
+    _, want = value_and_grad(build(), e, t)
+    for second in (False, True):
+        x, y = e.clone(), t.clone()
+        value = build()(x.requires_grad_(), y)
+        x.data.normal_()
+        y.normal_()
+        if second:
+            with pytest.raises(RuntimeError, match=r"second derivative.*clone"):
+                torch.autograd.grad(value, x, create_graph=True)
+        else:
+            assert torch.equal(torch.autograd.grad(value, x, incoming(value))[0], want)
 
 
 def test_targets_made_in_inference_mode():

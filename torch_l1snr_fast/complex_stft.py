@@ -13,7 +13,15 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .autograd import decode_numbers, encode_numbers, keep_gradient, scale_kept, scaled
+from .autograd import (
+    CHANGED,
+    decode_numbers,
+    encode_numbers,
+    forgiving,
+    keep_gradient,
+    scale_kept,
+    scaled,
+)
 from .kernels.complex_plan import ComplexPlan, hann, offset
 from .kernels.eager.waveform import compute_dtype
 from .kernels.modes import lifted
@@ -22,6 +30,10 @@ from .kernels.plan import Resolution
 
 def kernels(name: str) -> ModuleType:
     """The module with ``complex_stft`` of a backend."""
+    if name == "triton":
+        from .kernels.triton import complex_stft as fused  # imported on first use, as it is slow
+
+        return fused
     from .kernels.eager import complex_stft
 
     return complex_stft
@@ -55,7 +67,10 @@ def reference(plan: ComplexPlan, estimates: Tensor, actuals: Tensor) -> Tensor:
 
 
 class ComplexSTFTLoss(torch.autograd.Function):
-    """Rows of losses [B] and means [terms, B] by one backend's kernels."""
+    """Losses [B] and means [terms, B] of rows, by one backend's kernels.
+
+    Estimates and actuals are kept for a second derivative alone: see :func:`autograd.forgiving`.
+    """
 
     @staticmethod
     def forward(
@@ -64,10 +79,11 @@ class ComplexSTFTLoss(torch.autograd.Function):
         means, gradient = kernels(backend).complex_stft(plan, estimates, actuals, save)
         if save:
             ctx.plan = plan
-            # Inputs are kept for double backward alone. Targets made in inference mode cannot be
-            # saved; they cannot be trained on either, so holding them is enough.
+            # Targets made in inference mode cannot be saved; they cannot be trained on either, so
+            # holding them is enough. Means without their version, as they are given to the caller.
             ctx.held = actuals if actuals.is_inference() else None
-            ctx.save_for_backward(estimates, None if ctx.held is not None else actuals, gradient)
+            kept = actuals if ctx.held is None else None
+            ctx.save_for_backward(estimates, kept, means.data, gradient)
         ctx.mark_non_differentiable(means)
         ctx.set_materialize_grads(False)
         return weighted(plan, means), means
@@ -76,10 +92,12 @@ class ComplexSTFTLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
-        estimates, actuals, gradient = ctx.saved_tensors
+        estimates, actuals, means, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient itself must be differentiable
-            actuals = actuals if ctx.held is None else ctx.held
-            rows = weighted(ctx.plan, reference(ctx.plan, estimates, actuals))
+            again = reference(ctx.plan, estimates, actuals if ctx.held is None else ctx.held)
+            if not torch.allclose(again, means, rtol=1e-3, atol=0, equal_nan=True):
+                raise RuntimeError(CHANGED)
+            rows = weighted(ctx.plan, again)
             (result,) = torch.autograd.grad(rows, estimates, grad, create_graph=True)
         else:
             result = scaled(gradient, grad).to(estimates.dtype)
@@ -103,6 +121,8 @@ def loss(estimates: Tensor, actuals: Tensor, plan: ComplexPlan) -> tuple[Tensor,
     rows, means = ComplexSTFTLoss.apply(  # type: ignore[no-untyped-call]
         estimates, actuals, plan, name, save
     )
+    if save:
+        forgiving(rows.grad_fn._raw_saved_tensors[: 1 if actuals.is_inference() else 2])
     return rows, means
 
 

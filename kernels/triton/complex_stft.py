@@ -1,0 +1,355 @@
+r"""Complex spectra on-chip: mean moduli of D = STFT(e - t) and their gradient, in one kernel.
+
+*No sample moves between threads but in the FFT.* A circular shift of a frame turns its bins and
+leaves their moduli. So position p of the signal is element p mod n of every transform that sees it,
+whatever the hop: frames are read, their gradients added up, and sums completed in place, where a
+frame's own order would rotate all of them by a hop from frame to frame. The gradient of a modulus
+turns with the bin, so its inverse transform has the positions where the frame had them.
+
+A program owns a stretch of positions of one signal, and for each resolution walks along the pairs
+of frames that reach it. Frames A and B of a pair, a hop apart, are the real and imaginary part of z
+(``onchip`` separates them in the same way): A_k = (Z_k + conj Z_{n-k}) / 2 and B_k likewise. With
+U = A / \|A\|, V = B / \|B\|, edge bins doubled, the inverse transform of U + i V has twice the
+gradients of A and B by their samples. A position that no later frame reaches is added to memory;
+reflected borders go to a buffer, and are added by the same program where they belong. A frame that
+is silent must have no part of the rounding errors of its partner.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..complex_plan import ComplexPlan, hann
+from ..eager import complex_stft as eager
+from ..eager.waveform import compute_dtype, sum_dtype
+from ..plan import Resolution
+from .common import ceil_div, launch, on_device, readable, strides
+from .fft import SPLITS, fft, twiddles
+from .onchip import _mirrored, _not_silent, _or, _reflect, jit
+
+BLOCK: tl.constexpr = tl.constexpr(1024)  # samples of the waveform that are read at a time
+TINY: tl.constexpr = tl.constexpr(torch.finfo(torch.float32).tiny)
+PROGRAMS = 4224  # warps wanted of a launch: two rounds of 16 on each of 132 multiprocessors
+
+
+@triton.jit
+def _frame(estimates, actuals, window, start, length, width, there, RADICES: tl.constexpr):
+    """The windowed difference at positions from ``start`` on, each in its place modulo n."""
+    R1: tl.constexpr = RADICES[0]
+    CHUNK: tl.constexpr = RADICES[1] * RADICES[2]
+    N: tl.constexpr = R1 * CHUNK
+    lane = tl.arange(0, CHUNK)
+    x = ()
+    for j in tl.static_range(R1):
+        at = (j * CHUNK + lane - start) & (N - 1)
+        inside = (at < width) & there
+        p = _reflect(start + at, length)
+        e = tl.load(estimates + p, mask=inside, other=0.0).to(tl.float32)
+        t = tl.load(actuals + p, mask=inside, other=0.0).to(tl.float32)
+        x += ((e - t) * tl.load(window + at, mask=inside, other=0.0),)
+    return x
+
+
+@triton.jit
+def _directions(re, im, a_sounds, b_sounds):
+    """U + i V of a pair's Z, and the sums of the moduli of 2A and 2B with edge bins doubled.
+
+    All n bins, of which the upper half repeats the lower: an exchange of what is computed once
+    would cost as much as the second exchange of Z.
+    """
+    R: tl.constexpr = len(re)
+    c = tl.arange(0, re[0].shape[0])
+    other_re, other_im = (re[0],), (im[0],)
+    for k in tl.static_range(R):
+        gr, gi = _mirrored(re[R - 1 - k], im[R - 1 - k])
+        other_re += (gr,)
+        other_im += (gi,)
+    out_re, out_im = (), ()
+    a_sum = tl.zeros(re[0].shape, tl.float32)
+    b_sum = tl.zeros(re[0].shape, tl.float32)
+    for k in tl.static_range(R):
+        # Bin n - k is in the mirrored column of the mirrored tensor, of column 0 one further.
+        gr = tl.where(c == 0, other_re[k], other_re[k + 1])
+        gi = tl.where(c == 0, other_im[k], other_im[k + 1])
+        ar, ai, br, bi = re[k] + gr, im[k] - gi, im[k] + gi, gr - re[k]
+        a = ar * ar + ai * ai
+        b = br * br + bi * bi
+        # Below the root of the smallest normal number a quotient fades to zero.
+        a_inverse = tl.where(a_sounds, tl.rsqrt(tl.maximum(a, TINY)), 0.0)
+        b_inverse = tl.where(b_sounds, tl.rsqrt(tl.maximum(b, TINY)), 0.0)
+        if k % (R // 2) == 0:
+            a_inverse = tl.where(c == 0, 2 * a_inverse, a_inverse)
+            b_inverse = tl.where(c == 0, 2 * b_inverse, b_inverse)
+        a_sum += a * a_inverse
+        b_sum += b * b_inverse
+        out_re += (ar * a_inverse - bi * b_inverse,)
+        out_im += (ai * a_inverse + br * b_inverse,)
+    return out_re, out_im, a_sum, b_sum
+
+
+@triton.jit
+def _walk(
+    estimates,
+    actuals,
+    window,
+    p_twiddles,
+    gradient,
+    borders,
+    length,
+    begin,
+    end,
+    hop,
+    width,
+    frames,
+    scale,
+    RADICES: tl.constexpr,
+    GRADIENT: tl.constexpr,
+):
+    """Sum of the moduli of the frames that begin at begin <= p < end; their gradient there."""
+    R1: tl.constexpr = RADICES[0]
+    R2: tl.constexpr = RADICES[1]
+    R3: tl.constexpr = RADICES[2]
+    CHUNK: tl.constexpr = R2 * R3
+    N: tl.constexpr = R1 * CHUNK
+    lane = tl.arange(0, CHUNK)
+    origin = (N - width) // 2 - N // 2  # where the window of the first frame begins
+    own = tl.maximum(begin - origin + hop - 1, 0) // hop
+    first = own
+    if GRADIENT:
+        first = tl.maximum(begin - origin - width + hop, 0) // hop
+    held = ()
+    for _ in tl.static_range(R1):
+        held += (tl.zeros([CHUNK], tl.float32),)
+    total = tl.zeros([R1 * R2], tl.float32)
+    for f in range(first, (end - origin + hop - 1) // hop, 2):
+        start = origin + f * hop
+        x = _frame(estimates, actuals, window, start, length, width, f < frames, RADICES)
+        y = _frame(estimates, actuals, window, start + hop, length, width, f + 1 < frames, RADICES)
+        sounding = tl.where(_not_silent(x), 1, 0) | tl.where(_not_silent(y), 2, 0)
+        sounding = tl.reduce(sounding, 0, _or)
+        re, im = fft(x, y, p_twiddles, R2, R3)
+        re, im, a_sum, b_sum = _directions(re, im, sounding & 1 != 0, sounding & 2 != 0)
+        total += tl.where(f >= own, a_sum, 0.0)
+        total += tl.where((f + 1 >= own) & (start + hop < end), b_sum, 0.0)
+        if GRADIENT:
+            y, x = fft(im, re, p_twiddles, R2, R1)  # exchanged: the inverse
+            a_scale = tl.where(sounding & 1 != 0, scale, 0.0)
+            b_scale = tl.where(sounding & 2 != 0, scale, 0.0)
+            left = ()
+            for j in tl.static_range(R1):
+                at = (j * CHUNK + lane - start) & (N - 1)
+                later = (at - hop) & (N - 1)
+                a = x[j] * tl.load(window + at) * a_scale
+                b = y[j] * tl.load(window + later) * b_scale
+                a += held[j]
+                both = a + b
+                # What frame B begins with is n further than what no later frame than A reaches.
+                done = tl.where(at < hop, a, both)
+                left += (tl.where(at < hop, b, tl.where(at < 2 * hop, 0.0, both)),)
+                p = start + at
+                inside = (p >= 0) & (p < length)
+                border = tl.where(p < 0, -1 - p, N // 2 + p - length)
+                place = tl.where(inside, gradient + p, borders + border)
+                mask = (at < 2 * hop) & (p >= begin) & (p < end)
+                tl.store(place, tl.load(place, mask=mask) + done, mask=mask)
+            held = left
+    return tl.sum(total, 0) / 4
+
+
+@jit
+def complex_stft_kernel(
+    estimates,  # [B, C, L], any row and channel stride
+    actuals,  # [B, C, L], any row and channel stride
+    windows,  # [resolutions, n], each window in front
+    sizes,  # [resolutions, 2]: hop and window length
+    p_twiddles,
+    gradient,  # [B, C, L] float32, contiguous; written if FIRST, otherwise added to
+    borders,  # [signals, n], of reflected positions, before the signal and after
+    partials,  # [signals, stretches, FIRST + resolutions]: shares of the row's means
+    channels,
+    length,
+    resolutions,
+    stretch_length,
+    stretches,
+    waveform_weight,
+    weight,
+    estimate_batch,
+    estimate_channel,
+    actual_batch,
+    actual_channel,
+    RADICES: tl.constexpr,
+    FIRST: tl.constexpr,  # 1 if the waveform term is computed too, otherwise 0
+    GRADIENT: tl.constexpr,
+):
+    """Shares of means and gradient of one stretch of a signal, the last with what is left."""
+    N: tl.constexpr = RADICES[0] * RADICES[1] * RADICES[2]
+    program = tl.program_id(0)
+    stretch = program % stretches
+    signal = (program // stretches).to(tl.int64)  # offsets made of it exceed 32 bits
+    row, channel = signal // channels, signal % channels
+    estimates += row * estimate_batch + channel * estimate_channel
+    actuals += row * actual_batch + channel * actual_channel
+    partials += program.to(tl.int64) * (FIRST + resolutions)
+    if GRADIENT:
+        gradient += signal * length
+        borders += signal * N
+    begin = stretch * stretch_length
+    end = begin + stretch_length
+    if stretch == stretches - 1:
+        end = length
+    elements = channels.to(tl.float32)
+
+    if FIRST:
+        scale = waveform_weight / (elements * length)
+        total = tl.zeros([BLOCK], tl.float32)
+        for i in range(begin, end, BLOCK):
+            at = i + tl.arange(0, BLOCK)
+            e = tl.load(estimates + at, mask=at < end, other=0.0).to(tl.float32)
+            d = e - tl.load(actuals + at, mask=at < end, other=0.0).to(tl.float32)
+            total += tl.abs(d)
+            if GRADIENT:
+                # A product where d is no number or zero.
+                slope = tl.where(d > 0, scale, tl.where(d < 0, -scale, 0 * d))
+                tl.store(gradient + at, slope, mask=at < end)
+        tl.store(partials, tl.sum(total, 0) / (elements * length))
+    for side in tl.static_range(2):
+        if stretch == side * (stretches - 1):
+            if side == 0:
+                begin -= N // 2
+            else:
+                end += N // 2
+            if GRADIENT:
+                for b in range(0, N // 2, BLOCK):
+                    at = b + tl.arange(0, BLOCK)
+                    tl.store(
+                        borders + side * (N // 2) + at,
+                        tl.zeros([BLOCK], tl.float32),
+                        mask=at < N // 2,
+                    )
+    if GRADIENT:
+        tl.debug_barrier()  # the walk gives these places to other threads
+
+    for r in range(resolutions):
+        hop = tl.load(sizes + 2 * r)
+        width = tl.load(sizes + 2 * r + 1)
+        frames = length // hop + 1
+        count = elements * (N // 2 + 1) * frames
+        moduli = _walk(
+            estimates,
+            actuals,
+            windows + r * N,
+            p_twiddles,
+            gradient,
+            borders,
+            length,
+            begin,
+            end,
+            hop,
+            width,
+            frames,
+            weight / (2 * count),
+            RADICES,
+            GRADIENT,
+        )
+        tl.store(partials + FIRST + r, moduli / count)
+
+    if GRADIENT:
+        # Position -1 - b shows sample 1 + b, position L + b sample L - 2 - b.
+        for side in tl.static_range(2):
+            if stretch == side * (stretches - 1):
+                tl.debug_barrier()
+                for b in range(0, N // 2, BLOCK):
+                    at = b + tl.arange(0, BLOCK)
+                    y = tl.load(borders + side * (N // 2) + at, mask=at < N // 2)
+                    p = 1 + at if side == 0 else length - 2 - at
+                    tl.store(
+                        gradient + p, tl.load(gradient + p, mask=at < N // 2) + y, mask=at < N // 2
+                    )
+
+
+def supports(res: Resolution, dtype: torch.dtype, length: int) -> bool:
+    """Whether this route computes the resolution: any window, hops of at most half a transform.
+
+    And samples that 32 bits can count, with the borders: of one signal, for signals are many.
+    """
+    known = res.n_fft in SPLITS and dtype == torch.float32
+    return known and 2 * res.hop_length <= res.n_fft and length < 2**31 - 2 * res.n_fft
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def tables(resolutions: tuple[Resolution, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Windows [R, n], each in front, and hops and window lengths [R, 2]; never to be written."""
+    windows = torch.zeros(len(resolutions), resolutions[0].n_fft)
+    for row, res in zip(windows, resolutions, strict=True):
+        row[: res.win_length] = hann(res.win_length, torch.float32, row.device)
+    sizes = [[res.hop_length, res.win_length] for res in resolutions]
+    return windows.to(device), torch.tensor(sizes, dtype=torch.int32, device=device)
+
+
+def stretches_of(n: int, signals: int, length: int) -> tuple[int, int]:
+    """Samples of a stretch, and stretches of a signal.
+
+    Reading the frames that reach into a stretch costs as much as one transform's samples more. The
+    first and the last must have the samples that their borders show.
+    """
+    programs = PROGRAMS // ceil_div(SPLITS[n].threads, 32)
+    span = min(max(2 * n, signals * length // programs), 32 * n)
+    return span, max(1, length // span)
+
+
+def complex_stft(
+    plan: ComplexPlan, estimates: Tensor, actuals: Tensor, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As the eager backend's, which computes what is not supported."""
+    batch, channels, length = estimates.shape
+    dtype = compute_dtype(estimates, actuals)
+    if not all(supports(res, dtype, length) for res in plan.resolutions):
+        return eager.complex_stft(plan, estimates, actuals, save)
+    estimates, actuals = readable(estimates), readable(actuals)
+    device, signals = estimates.device, batch * channels
+    gradient = torch.empty(estimates.shape, device=device) if save else None
+    alike: dict[int, list[int]] = {}
+    for i, res in enumerate(plan.resolutions):
+        alike.setdefault(res.n_fft, []).append(i)
+
+    means = {}
+    with on_device(estimates):
+        for n, places in alike.items():
+            first = not means
+            windows, sizes = tables(tuple(plan.resolutions[i] for i in places), device)
+            stretch_length, stretches = stretches_of(n, signals, length)
+            partials = windows.new_empty(batch, channels * stretches, first + len(places))
+            launch(
+                complex_stft_kernel,
+                signals * stretches,
+                SPLITS[n].threads,
+                estimates=estimates,
+                actuals=actuals,
+                windows=windows,
+                sizes=sizes,
+                p_twiddles=twiddles(n, device),
+                gradient=gradient,
+                borders=windows.new_empty(signals, n) if save else None,
+                partials=partials,
+                channels=channels,
+                length=length,
+                resolutions=len(places),
+                stretch_length=stretch_length,
+                stretches=stretches,
+                waveform_weight=plan.waveform_weight,
+                weight=plan.weight,
+                **strides("estimate", estimates),
+                **strides("actual", actuals),
+                RADICES=SPLITS[n].radices,
+                FIRST=int(first),
+                GRADIENT=save,
+            )
+            rows = partials.sum(1, dtype=sum_dtype(device)).unbind(1)
+            means |= zip([-1] * first + places, rows, strict=True)
+    return torch.stack([means[i] for i in sorted(means)]).float(), gradient
