@@ -29,67 +29,106 @@ from ..eager import complex_stft as eager
 from ..eager.waveform import compute_dtype, sum_dtype
 from ..plan import Resolution
 from .common import ceil_div, launch, on_device, readable, strides
-from .fft import SPLITS, fft, twiddles
+from .fft import Split, fft, pack, twiddles, unpack
 from .onchip import _mirrored, _not_silent, _or, _reflect, jit
 
 BLOCK: tl.constexpr = tl.constexpr(1024)  # samples of the waveform that are read at a time
 TINY: tl.constexpr = tl.constexpr(torch.finfo(torch.float32).tiny)
+# The same radices backwards, so that one code transforms there and back: half the instructions, and
+# a quarter of the time to compile.
+SPLITS = {
+    256: Split((8, 4, 8), 32),
+    512: Split((8, 8, 8), 32),
+    1024: Split((8, 16, 8), 64),
+    2048: Split((16, 8, 16), 128),
+    4096: Split((16, 16, 16), 256),
+}
 PROGRAMS = 4224  # warps wanted of a launch: two rounds of 16 on each of 132 multiprocessors
 
 
 @triton.jit
-def _frame(estimates, actuals, window, start, length, width, there, RADICES: tl.constexpr):
-    """The windowed difference at positions from ``start`` on, each in its place modulo n."""
+def _places(start, hop, RADICES: tl.constexpr):
+    """How far behind ``start``, modulo n, the elements of frame A in place lie; and of frame B.
+
+    [n / R1, 2 R1], A's on the left. Neighbours but where it wraps around: that is said to the
+    compiler for the order of the threads. No access is in vectors, for no address is known to be
+    aligned (see ``jit``).
+    """
     R1: tl.constexpr = RADICES[0]
     CHUNK: tl.constexpr = RADICES[1] * RADICES[2]
-    N: tl.constexpr = R1 * CHUNK
-    lane = tl.arange(0, CHUNK)
-    x = ()
-    for j in tl.static_range(R1):
-        at = (j * CHUNK + lane - start) & (N - 1)
-        inside = (at < width) & there
-        p = _reflect(start + at, length)
-        e = tl.load(estimates + p, mask=inside, other=0.0).to(tl.float32)
-        t = tl.load(actuals + p, mask=inside, other=0.0).to(tl.float32)
-        x += ((e - t) * tl.load(window + at, mask=inside, other=0.0),)
-    return x
+    column = tl.arange(0, 2 * R1)[None, :]
+    at = column * CHUNK + tl.arange(0, CHUNK)[:, None] - start
+    at = tl.where(column < R1, at, at - hop) & (R1 * CHUNK - 1)
+    return tl.max_contiguous(at, [CHUNK, 1])
+
+
+@triton.jit
+def _pair(estimates, actuals, window, start, last, length, hop, width, RADICES: tl.constexpr):
+    """The windowed differences of frames that begin at start and a hop later, if not after last."""
+    begin = start + tl.where(tl.arange(0, 2 * RADICES[0])[None, :] < RADICES[0], 0, hop)
+    at = _places(start, hop, RADICES)
+    inside = (at < width) & (begin <= last)
+    p = _reflect(begin + at, length)
+    e = tl.load(estimates + p, mask=inside, other=0.0).to(tl.float32)
+    t = tl.load(actuals + p, mask=inside, other=0.0).to(tl.float32)
+    x = unpack((e - t) * tl.load(window + at, mask=inside, other=0.0))
+    return x[: RADICES[0]], x[RADICES[0] :]
+
+
+@triton.jit
+def _direction(re, im, gr, gi, a_sounds, b_sounds, edge):
+    """U + i V where bin k of Z and bin n - k are given, and the moduli of 2A and 2B.
+
+    Doubled at an edge bin. Below the root of the smallest normal number a quotient fades to zero.
+    """
+    ar, ai, br, bi = re + gr, im - gi, im + gi, gr - re
+    a = ar * ar + ai * ai
+    b = br * br + bi * bi
+    a_inverse = tl.where(a_sounds, tl.rsqrt(tl.maximum(a, TINY)), 0.0)
+    b_inverse = tl.where(b_sounds, tl.rsqrt(tl.maximum(b, TINY)), 0.0)
+    a_inverse = tl.where(edge, 2 * a_inverse, a_inverse)
+    b_inverse = tl.where(edge, 2 * b_inverse, b_inverse)
+    return (
+        ar * a_inverse - bi * b_inverse,
+        ai * a_inverse + br * b_inverse,
+        a * a_inverse,
+        b * b_inverse,
+    )
 
 
 @triton.jit
 def _directions(re, im, a_sounds, b_sounds):
-    """U + i V of a pair's Z, and the sums of the moduli of 2A and 2B with edge bins doubled.
+    """U + i V of a pair's Z in all bins, and the sums of the moduli of 2A and 2B.
 
-    All n bins, of which the upper half repeats the lower: an exchange of what is computed once
-    would cost as much as the second exchange of Z.
+    The upper half of the bins repeats the lower: to exchange what is computed once would cost as
+    much as the upper half's part of this exchange of Z.
     """
     R: tl.constexpr = len(re)
     c = tl.arange(0, re[0].shape[0])
-    other_re, other_im = (re[0],), (im[0],)
-    for k in tl.static_range(R):
-        gr, gi = _mirrored(re[R - 1 - k], im[R - 1 - k])
-        other_re += (gr,)
-        other_im += (gi,)
-    out_re, out_im = (), ()
+    low_re, low_im, high_re, high_im = (), (), (), ()
     a_sum = tl.zeros(re[0].shape, tl.float32)
     b_sum = tl.zeros(re[0].shape, tl.float32)
-    for k in tl.static_range(R):
+    for k in tl.static_range(R // 2):
         # Bin n - k is in the mirrored column of the mirrored tensor, of column 0 one further.
-        gr = tl.where(c == 0, other_re[k], other_re[k + 1])
-        gi = tl.where(c == 0, other_im[k], other_im[k + 1])
-        ar, ai, br, bi = re[k] + gr, im[k] - gi, im[k] + gi, gr - re[k]
-        a = ar * ar + ai * ai
-        b = br * br + bi * bi
-        # Below the root of the smallest normal number a quotient fades to zero.
-        a_inverse = tl.where(a_sounds, tl.rsqrt(tl.maximum(a, TINY)), 0.0)
-        b_inverse = tl.where(b_sounds, tl.rsqrt(tl.maximum(b, TINY)), 0.0)
-        if k % (R // 2) == 0:
-            a_inverse = tl.where(c == 0, 2 * a_inverse, a_inverse)
-            b_inverse = tl.where(c == 0, 2 * b_inverse, b_inverse)
-        a_sum += a * a_inverse
-        b_sum += b * b_inverse
-        out_re += (ar * a_inverse - bi * b_inverse,)
-        out_im += (ai * a_inverse + br * b_inverse,)
-    return out_re, out_im, a_sum, b_sum
+        gr, gi = _mirrored(re[R - 1 - k], im[R - 1 - k])
+        gr = tl.where(c == 0, re[(R - k) % R], gr)
+        gi = tl.where(c == 0, im[(R - k) % R], gi)
+        edge = (c == 0) & (k == 0)
+        xr, xi, a, b = _direction(re[k], im[k], gr, gi, a_sounds, b_sounds, edge)
+        low_re += (xr,)
+        low_im += (xi,)
+        a_sum += a
+        b_sum += b
+        gr, gi = _mirrored(re[k], im[k])
+        gr = tl.where(c == 0, re[k + 1], gr)
+        gi = tl.where(c == 0, im[k + 1], gi)
+        edge = (c == 0) & (k == R // 2 - 1)
+        xr, xi, a, b = _direction(re[R - 1 - k], im[R - 1 - k], gr, gi, a_sounds, b_sounds, edge)
+        high_re += (xr,)
+        high_im += (xi,)
+        a_sum += a
+        b_sum += b
+    return low_re + high_re[::-1], low_im + high_im[::-1], a_sum, b_sum
 
 
 @triton.jit
@@ -105,7 +144,6 @@ def _walk(
     end,
     hop,
     width,
-    frames,
     scale,
     RADICES: tl.constexpr,
     GRADIENT: tl.constexpr,
@@ -113,51 +151,42 @@ def _walk(
     """Sum of the moduli of the frames that begin at begin <= p < end; their gradient there."""
     R1: tl.constexpr = RADICES[0]
     R2: tl.constexpr = RADICES[1]
-    R3: tl.constexpr = RADICES[2]
-    CHUNK: tl.constexpr = R2 * R3
+    CHUNK: tl.constexpr = R1 * R2
     N: tl.constexpr = R1 * CHUNK
-    lane = tl.arange(0, CHUNK)
     origin = (N - width) // 2 - N // 2  # where the window of the first frame begins
-    own = tl.maximum(begin - origin + hop - 1, 0) // hop
-    first = own
-    if GRADIENT:
-        first = tl.maximum(begin - origin - width + hop, 0) // hop
-    held = ()
-    for _ in tl.static_range(R1):
-        held += (tl.zeros([CHUNK], tl.float32),)
+    first = tl.maximum(begin - origin - GRADIENT * width + hop - (1 - GRADIENT), 0) // hop
+    held = tl.zeros([CHUNK, R1], tl.float32)
     total = tl.zeros([R1 * R2], tl.float32)
-    for f in range(first, (end - origin + hop - 1) // hop, 2):
-        start = origin + f * hop
-        x = _frame(estimates, actuals, window, start, length, width, f < frames, RADICES)
-        y = _frame(estimates, actuals, window, start + hop, length, width, f + 1 < frames, RADICES)
-        sounding = tl.where(_not_silent(x), 1, 0) | tl.where(_not_silent(y), 2, 0)
+    for start in range(origin + first * hop, end, 2 * hop):
+        re, im = _pair(
+            estimates, actuals, window, start, origin + length, length, hop, width, RADICES
+        )
+        sounding = tl.where(_not_silent(re), 1, 0) | tl.where(_not_silent(im), 2, 0)
         sounding = tl.reduce(sounding, 0, _or)
-        re, im = fft(x, y, p_twiddles, R2, R3)
-        re, im, a_sum, b_sum = _directions(re, im, sounding & 1 != 0, sounding & 2 != 0)
-        total += tl.where(f >= own, a_sum, 0.0)
-        total += tl.where((f + 1 >= own) & (start + hop < end), b_sum, 0.0)
+        for inverse in range(1 + GRADIENT + (sounding >> 2)):
+            re, im = fft(re, im, p_twiddles, R2, R1)
+            if inverse == 0:
+                re, im, a_sum, b_sum = _directions(re, im, sounding & 1 != 0, sounding & 2 != 0)
+                re, im = im, re  # exchanged before and after, a transform is its inverse
+                total += tl.where(start >= begin, a_sum, 0.0)
+                total += tl.where((start + hop >= begin) & (start + hop < end), b_sum, 0.0)
         if GRADIENT:
-            y, x = fft(im, re, p_twiddles, R2, R1)  # exchanged: the inverse
-            a_scale = tl.where(sounding & 1 != 0, scale, 0.0)
-            b_scale = tl.where(sounding & 2 != 0, scale, 0.0)
-            left = ()
-            for j in tl.static_range(R1):
-                at = (j * CHUNK + lane - start) & (N - 1)
-                later = (at - hop) & (N - 1)
-                a = x[j] * tl.load(window + at) * a_scale
-                b = y[j] * tl.load(window + later) * b_scale
-                a += held[j]
-                both = a + b
-                # What frame B begins with is n further than what no later frame than A reaches.
-                done = tl.where(at < hop, a, both)
-                left += (tl.where(at < hop, b, tl.where(at < 2 * hop, 0.0, both)),)
-                p = start + at
-                inside = (p >= 0) & (p < length)
-                border = tl.where(p < 0, -1 - p, N // 2 + p - length)
-                place = tl.where(inside, gradient + p, borders + border)
-                mask = (at < 2 * hop) & (p >= begin) & (p < end)
-                tl.store(place, tl.load(place, mask=mask) + done, mask=mask)
-            held = left
+            # Computed again rather than kept in registers, by a zero that the compiler cannot see.
+            begun = start + (sounding >> 2)
+            at = _places(begun, hop, RADICES)
+            w = unpack(tl.load(window + at))
+            y = pack(re) * pack(w[R1:]) * tl.where(sounding & 2 != 0, scale, 0.0)
+            x = pack(im) * pack(w[:R1]) * tl.where(sounding & 1 != 0, scale, 0.0) + held
+            # What frame B begins with is n further than what no later frame than A reaches.
+            q = tl.arange(0, R1)[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
+            at = (q - begun) & (N - 1)
+            done = tl.where(at < hop, x, x + y)
+            held = tl.where(at < hop, y, tl.where(at < 2 * hop, 0.0, x + y))
+            border = tl.where(at < -begun, -1 - begun - at, N // 2 + begun - length + at)
+            inside = (at >= -begun) & (at < length - begun)
+            place = tl.where(inside, gradient + (begun + at), borders + border)
+            mask = (at >= begin - begun) & (at < tl.minimum(2 * hop, end - begun))
+            tl.store(place, tl.load(place, mask=mask) + done, mask=mask)
     return tl.sum(total, 0) / 4
 
 
@@ -251,7 +280,6 @@ def complex_stft_kernel(
             end,
             hop,
             width,
-            frames,
             weight / (2 * count),
             RADICES,
             GRADIENT,
