@@ -24,9 +24,11 @@ import triton
 from torch import Tensor
 from torch_l1snr_fast.kernels import eager
 from torch_l1snr_fast.kernels import triton as kernels
+from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
 from torch_l1snr_fast.kernels.eager.waveform import compute_dtype
 from torch_l1snr_fast.kernels.plan import Objective
 from torch_l1snr_fast.kernels.triton import (
+    complex_stft,
     frames,
     objective,
     offchip,
@@ -41,7 +43,7 @@ from triton.runtime import driver
 from .kernels import CASES, Case, compiling, evaluate
 from .registry import on_machine, torch_fft_route
 
-MODULES = (waveform, objective, frames, spectrum, onchip)
+MODULES = (waveform, objective, frames, spectrum, onchip, complex_stft)
 CHANNELS, LENGTH = 2, 2500  # several blocks of a waveform, and frames at and between the borders
 # Of values and gradients in norm: one sign of those of a spectrum may differ in float32.
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -74,6 +76,8 @@ def launched() -> Iterator[set[str]]:
 
 def routes(case: Case) -> list[contextlib.AbstractContextManager[Any]]:
     """The usual one, and torch.fft's if that is another."""
+    if isinstance(case.plan, ComplexPlan):
+        return [contextlib.nullcontext()]
     dtype = compute_dtype(*signals(case, torch.device("cpu"), 1))
     usual = {stft.stft_route(res, dtype, LENGTH) for res in case.plan.resolutions}
     return [contextlib.nullcontext(), *([torch_fft_route()] if usual - {offchip} else [])]
@@ -92,10 +96,7 @@ def compile_for(target: GPUTarget, case: Case, save: bool) -> int:
     with compiling(target) as compiled:
         for route in routes(case):
             with route:
-                if save:
-                    evaluate(kernels, case, e, t)
-                else:
-                    kernels.statistics(case.plan, e, t, save=False)
+                evaluate(kernels, case, e, t, save)
     return len(compiled)
 
 
@@ -122,10 +123,11 @@ def title(case: Case) -> str:
     usual = Objective()._asdict()
     terms = [
         {name: value for name, value in term._asdict().items() if value != usual[name]}
-        for term in (plan.waveform, plan.spectrum)
+        for term in ([] if isinstance(plan, ComplexPlan) else (plan.waveform, plan.spectrum))
         if term is not None
     ]
-    return f"{terms} {[r.n_fft for r in plan.resolutions]} {case.estimates} {case.actuals}"
+    kind, sizes = type(plan).__name__, [r.n_fft for r in plan.resolutions]
+    return f"{kind} {terms} {sizes} {case.estimates} {case.actuals}"
 
 
 def main() -> int:

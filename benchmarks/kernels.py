@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import itertools
 import json
 import re
@@ -25,6 +26,7 @@ import torch
 import triton
 from torch import Tensor
 from torch_l1snr_fast.kernels import triton as kernels
+from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
 from torch_l1snr_fast.kernels.eager.waveform import compute_dtype
 from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
 from triton.backends.compiler import GPUTarget
@@ -50,12 +52,13 @@ OTHER = (Resolution(960, 240, 960), Resolution(1001, 300, 900))
 ON_CHIP = (Resolution(256, 64, 256), *DEFAULT, Resolution(4096, 1024, 4096))
 LONG = (Resolution(4096, 2048, 4096), Resolution(2048, 512, 2048))  # the most registers
 MULTI = Plan(LEVEL, SPECTRUM, DEFAULT, sanitize_spectrum=True)
+COMPLEX = ComplexPlan(1.0, 1.0, (Resolution(4096, 147, 4096), Resolution(2048, 147, 1024)))
 
 
 class Case(NamedTuple):
     """A loss whose kernels are compiled."""
 
-    plan: Plan
+    plan: Plan | ComplexPlan
     estimates: torch.dtype = torch.float32
     actuals: torch.dtype = torch.float32
     batch: int = 2
@@ -87,6 +90,8 @@ CASES = [
     Case(Plan(None, SPECTRUM_LEVEL, OTHER, sanitize_spectrum=True)),
     Case(Plan(None, SPECTRUM_LEVEL._replace(l1_weight=0.5), OTHER)),
     Case(Plan(None, SPECTRUM_PURE, OTHER)),
+    Case(COMPLEX),
+    Case(COMPLEX._replace(resolutions=(Resolution(256, 147, 200),)), torch.bfloat16, torch.float16),
 ]
 
 
@@ -155,12 +160,21 @@ def variant(function: Any, arguments: dict[str, Any], kernel: Any) -> str:
     return " ".join([function.fn.__name__, *dtypes, *sixteen, *settings])
 
 
-def evaluate(backend: Any, case: Case, e: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and gradient of one backend."""
-    found = backend.statistics(case.plan, e, t, save=True)
+def evaluate(
+    backend: Any, case: Case, e: Tensor, t: Tensor, save: bool = True
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of one backend, and its gradient if ``save``."""
+    if isinstance(case.plan, ComplexPlan):
+        module = importlib.import_module(f"{backend.__name__}.complex_stft")
+        both: tuple[Tensor, Tensor | None] = module.complex_stft(case.plan, e, t, save)
+        return both
+    found = backend.statistics(case.plan, e, t, save)
     dtype = compute_dtype(e, t)
     result = backend.objective(case.plan, found.partials, *e.shape[1:], dtype)
-    return result.loss, backend.gradient(case.plan, found.saved, result.coefficients, e, dtype)
+    gradient = None
+    if save:
+        gradient = backend.gradient(case.plan, found.saved, result.coefficients, e, dtype)
+    return result.loss, gradient
 
 
 def run(case: Case, length: int = 4801) -> None:

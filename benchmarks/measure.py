@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from .clock import Clock
-from .registry import COMPILED, GRAPH, LOSSES, PROVIDERS, TRAINING, UPSTREAM, Case, Step
+from .registry import BY_NAME, COMPILED, GRAPH, PROVIDERS, TRAINING, UPSTREAM, Case, Step
 
 CACHE = 128 << 20  # bytes that two rounds of input buffers exceed; the largest cache has less
 SAMPLE_MS = 10.0  # of one timed block of calls, at least
@@ -70,7 +70,7 @@ def build(case: Case, name: str, device: torch.device) -> Step:
     """A provider's step, which sets the provider's backend for itself while it runs."""
     provider = PROVIDERS[name]
     mode = TRAINING if case.mode == GRAPH else case.mode
-    return provider.step(LOSSES[case.loss], mode, device)
+    return provider.step(BY_NAME[case.loss], mode, device)
 
 
 def compare(case: Case, steps: dict[str, Step], pair: tuple[Tensor, Tensor]) -> None:
@@ -238,7 +238,7 @@ def measure_here(case: Case, device: torch.device) -> list[Figure]:
         samples = {name: replayed(name, steps[name], pairs, device) for name in steps}
     else:
         judge = {}
-        if PROVIDERS[UPSTREAM].serves(LOSSES[case.loss], device):
+        if PROVIDERS[UPSTREAM].serves(BY_NAME[case.loss], device):
             judge = {UPSTREAM: build(case, UPSTREAM, device)}
         compare(case, judge | steps, pairs[0])
         start = time.monotonic()

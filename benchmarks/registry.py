@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from torch_l1snr_fast import backends
 
 UPSTREAM = "torch-l1-snr"
 COMPILED = "torch-l1-snr compiled"
+IN_PYTORCH = "in PyTorch"
 FLOOR = "floor"
 OTHER_LOSS = "auraloss"
 OURS = {"cpu": "eager", "cuda": "triton"}  # what a user gets by default
@@ -27,7 +28,7 @@ Step = Callable[[Tensor, Tensor], Any]
 
 
 class Loss(NamedTuple):
-    """A loss that torch-l1-snr and this package build from the same arguments."""
+    """A loss that this package, and torch-l1-snr if it has it, build from the same arguments."""
 
     name: str
     class_name: str
@@ -55,6 +56,10 @@ LOSSES = {
         Loss("MultiL1SNRDBLoss, level", "MultiL1SNRDBLoss", (("use_spec_regularization", True),)),
     )
 }
+
+COMPLEX = "MultiResolutionComplexSTFTLoss"
+OWN = {COMPLEX: Loss(COMPLEX, COMPLEX)}  # that torch-l1-snr does not have
+BY_NAME = LOSSES | OWN
 
 
 def forward(compute: Step) -> Step:
@@ -106,6 +111,28 @@ def compiled_upstream(loss: Loss, mode: str, device: torch.device) -> Step:
 
 def ours(loss: Loss, mode: str, device: torch.device) -> Step:
     return MODES[mode](loss.build("torch_l1snr_fast", device))
+
+
+def complex_stft_formula(
+    estimates: Tensor,
+    actuals: Tensor,
+    win_lengths: Sequence[int] = (4096, 2048, 1024, 512, 256),
+    n_fft: int = 2048,
+    hop_length: int = 147,
+) -> Tensor:
+    """The loss inside BS-RoFormer, as it is written there."""
+    loss = torch.nn.functional.l1_loss(estimates, actuals)
+    signals = [x.flatten(0, -2) for x in (estimates, actuals)]
+    for length in win_lengths:
+        window = torch.hann_window(length, device=estimates.device)
+        sizes = (max(length, n_fft), hop_length, length)
+        spectra = [torch.stft(x, *sizes, window, return_complex=True) for x in signals]
+        loss = loss + torch.nn.functional.l1_loss(*spectra)
+    return loss
+
+
+def in_pytorch(loss: Loss, mode: str, device: torch.device) -> Step:
+    return MODES[mode](complex_stft_formula)
 
 
 def auraloss(loss: Loss, mode: str, device: torch.device) -> Step:
@@ -161,11 +188,16 @@ def _on_gpu(loss: Loss, device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def _in_upstream(loss: Loss, device: torch.device) -> bool:
+    return loss.name in LOSSES and installed("torch_l1_snr")
+
+
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider(UPSTREAM, upstream, lambda *_: installed("torch_l1_snr")),
-        Provider(COMPILED, compiled_upstream, lambda *_: installed("torch_l1_snr")),
+        Provider(UPSTREAM, upstream, _in_upstream),
+        Provider(COMPILED, compiled_upstream, _in_upstream),
+        Provider(IN_PYTORCH, in_pytorch, lambda loss, _: loss.name in OWN),
         Provider("eager", ours, lambda *_: True, context=lambda: backend("eager")),
         Provider("reference", ours, lambda *_: True, context=lambda: backend("reference")),
         Provider("triton", ours, _on_gpu, context=lambda: backend("triton")),
@@ -249,6 +281,12 @@ def cpu_cases() -> Iterator[Case]:
             yield Case(name, size, SPEED)
     yield from cases_alone(shape)
     yield Case(MULTI, shape, ("reference",), memory=True)
+    yield complex_case()
+
+
+def complex_case() -> Case:
+    """Eight seconds of stereo."""
+    return Case(COMPLEX, (1, 2, 352800), (IN_PYTORCH, "eager", "triton"), memory=True)
 
 
 def cuda_cases() -> Iterator[Case]:
@@ -273,6 +311,7 @@ def cuda_cases() -> Iterator[Case]:
         for name in (MULTI, TIME):
             yield Case(name, size, SPEED)
             yield Case(name, size, ("triton",), GRAPH)
+    yield complex_case()
     # The one needs much memory, the other a minute to compile.
     yield Case(MULTI, SHAPES[1], ("reference",), memory=True)
     yield Case(MULTI, shape, (COMPILED,), memory=True)
@@ -293,5 +332,5 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
 
 
 def served(case: Case, device: torch.device) -> tuple[str, ...]:
-    loss = LOSSES[case.loss]
+    loss = BY_NAME[case.loss]
     return tuple(name for name in case.providers if PROVIDERS[name].serves(loss, device))

@@ -24,10 +24,12 @@ from .registry import (
     FLOOR,
     GRAPH,
     HEADLINE,
+    IN_PYTORCH,
     LOSSES,
     MULTI,
     OTHER_LOSS,
     OURS,
+    OWN,
     PROVIDERS,
     SWEEP,
     TIME,
@@ -156,7 +158,8 @@ def other_cases(folder: Path) -> str:
             place = {"shape": shape, "mode": mode, "dtype": dtype}
             if mode == GRAPH:
                 place["mode"] = TRAINING
-            before = table.find(loss, UPSTREAM, **place)
+            judge = IN_PYTORCH if loss in OWN else UPSTREAM
+            before = table.find(loss, judge, **place)
             times = [number(before), number(row.median), ratio(before, row.median)]
             rows.append([table.kind, loss, shape, dtype, mode, *times])
     header = ["device", "loss", "shape", "dtype", "mode", f"{UPSTREAM}, ms", "ours, ms", "faster"]

@@ -17,16 +17,18 @@ is silent must have no part of the rounding errors of its partner.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from ..complex_plan import ComplexPlan, hann
 from ..eager import complex_stft as eager
 from ..eager.waveform import compute_dtype, sum_dtype
+from ..modes import kept
 from ..plan import Resolution
 from .common import ceil_div, launch, on_device, readable, strides
 from .fft import Split, fft, pack, twiddles, unpack
@@ -43,6 +45,7 @@ SPLITS = {
     2048: Split((16, 8, 16), 128),
     4096: Split((16, 16, 16), 256),
 }
+REGISTERS = 168  # per thread: three programs of 128 on a multiprocessor, no spills
 PROGRAMS = 4224  # warps wanted of a launch: two rounds of 16 on each of 132 multiprocessors
 
 
@@ -154,13 +157,15 @@ def _walk(
     CHUNK: tl.constexpr = R1 * R2
     N: tl.constexpr = R1 * CHUNK
     origin = (N - width) // 2 - N // 2  # where the window of the first frame begins
-    first = tl.maximum(begin - origin - GRADIENT * width + hop - (1 - GRADIENT), 0) // hop
+    reach = 1
+    if GRADIENT:
+        reach = width
+    first = tl.maximum(begin - origin - reach + hop, 0) // hop
     held = tl.zeros([CHUNK, R1], tl.float32)
     total = tl.zeros([R1 * R2], tl.float32)
     for start in range(origin + first * hop, end, 2 * hop):
-        re, im = _pair(
-            estimates, actuals, window, start, origin + length, length, hop, width, RADICES
-        )
+        last = origin + length
+        re, im = _pair(estimates, actuals, window, start, last, length, hop, width, RADICES)
         sounding = tl.where(_not_silent(re), 1, 0) | tl.where(_not_silent(im), 2, 0)
         sounding = tl.reduce(sounding, 0, _or)
         for inverse in range(1 + GRADIENT + (sounding >> 2)):
@@ -198,7 +203,7 @@ def complex_stft_kernel(
     sizes,  # [resolutions, 2]: hop and window length
     p_twiddles,
     gradient,  # [B, C, L] float32, contiguous; written if FIRST, otherwise added to
-    borders,  # [signals, n], of reflected positions, before the signal and after
+    borders,  # [signals, n] of zeros, of reflected positions before the signal and after
     partials,  # [signals, stretches, FIRST + resolutions]: shares of the row's means
     channels,
     length,
@@ -246,22 +251,12 @@ def complex_stft_kernel(
                 slope = tl.where(d > 0, scale, tl.where(d < 0, -scale, 0 * d))
                 tl.store(gradient + at, slope, mask=at < end)
         tl.store(partials, tl.sum(total, 0) / (elements * length))
-    for side in tl.static_range(2):
-        if stretch == side * (stretches - 1):
-            if side == 0:
-                begin -= N // 2
-            else:
-                end += N // 2
-            if GRADIENT:
-                for b in range(0, N // 2, BLOCK):
-                    at = b + tl.arange(0, BLOCK)
-                    tl.store(
-                        borders + side * (N // 2) + at,
-                        tl.zeros([BLOCK], tl.float32),
-                        mask=at < N // 2,
-                    )
-    if GRADIENT:
-        tl.debug_barrier()  # the walk gives these places to other threads
+        if GRADIENT:
+            tl.debug_barrier()  # the walk gives these places to other threads
+    if stretch == 0:
+        begin -= N // 2
+    if stretch == stretches - 1:
+        end += N // 2
 
     for r in range(resolutions):
         hop = tl.load(sizes + 2 * r)
@@ -288,16 +283,15 @@ def complex_stft_kernel(
 
     if GRADIENT:
         # Position -1 - b shows sample 1 + b, position L + b sample L - 2 - b.
-        for side in tl.static_range(2):
+        for side in range(2):
             if stretch == side * (stretches - 1):
                 tl.debug_barrier()
                 for b in range(0, N // 2, BLOCK):
                     at = b + tl.arange(0, BLOCK)
-                    y = tl.load(borders + side * (N // 2) + at, mask=at < N // 2)
-                    p = 1 + at if side == 0 else length - 2 - at
-                    tl.store(
-                        gradient + p, tl.load(gradient + p, mask=at < N // 2) + y, mask=at < N // 2
-                    )
+                    there = at < N // 2
+                    y = tl.load(borders + side * (N // 2) + at, mask=there)
+                    p = tl.where(side == 0, 1 + at, length - 2 - at)
+                    tl.store(gradient + p, tl.load(gradient + p, mask=there) + y, mask=there)
 
 
 def supports(res: Resolution, dtype: torch.dtype, length: int) -> bool:
@@ -309,15 +303,19 @@ def supports(res: Resolution, dtype: torch.dtype, length: int) -> bool:
     return known and 2 * res.hop_length <= res.n_fft and length < 2**31 - 2 * res.n_fft
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def tables(resolutions: tuple[Resolution, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Windows [R, n], each in front, and hops and window lengths [R, 2]; never to be written."""
-    windows = torch.zeros(len(resolutions), resolutions[0].n_fft)
-    for row, res in zip(windows, resolutions, strict=True):
-        row[: res.win_length] = hann(res.win_length, torch.float32, row.device)
-    sizes = [[res.hop_length, res.win_length] for res in resolutions]
-    return windows.to(device), torch.tensor(sizes, dtype=torch.int32, device=device)
+@kept(at_most=1 << 22)
+def windows(resolutions: tuple[Resolution, ...], device: torch.device) -> Tensor:
+    """Of resolutions of one n_fft: [R, n], each window in front."""
+    rows = [hann(res.win_length, torch.float32, device) for res in resolutions]
+    n = resolutions[0].n_fft
+    return torch.stack([torch.nn.functional.pad(row, (0, n - len(row))) for row in rows])
+
+
+@kept(at_most=1 << 16)
+def sizes(resolutions: tuple[Resolution, ...], device: torch.device) -> Tensor:
+    """Hops and lengths of windows [R, 2]."""
+    rows = [[res.hop_length, res.win_length] for res in resolutions]
+    return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
 def stretches_of(n: int, signals: int, length: int) -> tuple[int, int]:
@@ -331,6 +329,15 @@ def stretches_of(n: int, signals: int, length: int) -> tuple[int, int]:
     return span, max(1, length // span)
 
 
+def _launch(programs: int, threads: int, **arguments: Any) -> None:
+    kernel: Any = complex_stft_kernel
+    if isinstance(kernel, triton.JITFunction):
+        target = driver.active.get_current_target()
+        if target.backend == "cuda" and target.arch < 100:
+            arguments["maxnreg"] = REGISTERS
+    launch(kernel, programs, threads, **arguments)
+
+
 def complex_stft(
     plan: ComplexPlan, estimates: Tensor, actuals: Tensor, save: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -341,7 +348,8 @@ def complex_stft(
         return eager.complex_stft(plan, estimates, actuals, save)
     estimates, actuals = readable(estimates), readable(actuals)
     device, signals = estimates.device, batch * channels
-    gradient = torch.empty(estimates.shape, device=device) if save else None
+    new: Any = {"dtype": torch.float32, "device": device}
+    gradient = torch.empty(estimates.shape, **new) if save else None
     alike: dict[int, list[int]] = {}
     for i, res in enumerate(plan.resolutions):
         alike.setdefault(res.n_fft, []).append(i)
@@ -350,20 +358,19 @@ def complex_stft(
     with on_device(estimates):
         for n, places in alike.items():
             first = not means
-            windows, sizes = tables(tuple(plan.resolutions[i] for i in places), device)
+            some = tuple(plan.resolutions[i] for i in places)
             stretch_length, stretches = stretches_of(n, signals, length)
-            partials = windows.new_empty(batch, channels * stretches, first + len(places))
-            launch(
-                complex_stft_kernel,
+            partials = torch.empty(batch, channels * stretches, first + len(places), **new)
+            _launch(
                 signals * stretches,
                 SPLITS[n].threads,
                 estimates=estimates,
                 actuals=actuals,
-                windows=windows,
-                sizes=sizes,
+                windows=windows(some, device),
+                sizes=sizes(some, device),
                 p_twiddles=twiddles(n, device),
                 gradient=gradient,
-                borders=windows.new_empty(signals, n) if save else None,
+                borders=torch.zeros(signals, n, **new) if save else None,
                 partials=partials,
                 channels=channels,
                 length=length,
