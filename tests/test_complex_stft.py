@@ -412,7 +412,7 @@ def test_evaluation_computes_no_gradient(monkeypatch: pytest.MonkeyPatch, backen
 
 
 def test_one_gradient_is_saved(backend: str):
-    """4N bytes beside the inputs, of whichever dtype."""
+    """4N bytes beside the inputs, of whichever dtype, and the means of 5 terms of 2 rows."""
     if backend == "reference":
         pytest.skip("autograd decides for the reference")
     for dtype in (torch.float32, torch.bfloat16):
@@ -428,7 +428,7 @@ def test_one_gradient_is_saved(backend: str):
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             build()(e.requires_grad_(), t)
-        assert sum(found.values()) <= 4 * e.numel() + 8
+        assert sum(found.values()) <= 4 * (e.numel() + 5 * 2)
 
 
 def test_memory_may_be_written_once_the_loss_is_known(backend: str):

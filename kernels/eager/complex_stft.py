@@ -61,7 +61,7 @@ def transform(wave: Tensor, res: Resolution, scale: float, out: Tensor | None) -
     first = offset(res)
     frames = wave[:, first:].unfold(-1, width, hop)[:, : res.frames(wave.shape[-1] - 2 * res.pad)]
     total = wave.new_zeros(len(wave), dtype=sum_dtype(wave.device))
-    blocks = spans(*frames.shape[:2], n_fft)
+    blocks = spans(len(wave), frames.shape[1], n_fft)
     padded = scratch("padded", len(wave), blocks[0].stop, n_fft, like=wave)
     padded[..., width:] = 0
     for span in blocks:
@@ -104,7 +104,7 @@ def complex_stft(
             sums[i, group] = transform(within(wave, pad, res), res, scales[i], place)
         side = scratch("errors", size, length, like=like)
         sums[0, group] = torch.abs(error, out=side).sum(-1)
-        if gradient is not None:
+        if gradient is not None and total is not None:
             folded = fold(total, length, pad)
             signs = torch.sign(error, out=side)
             torch.add(folded, signs, alpha=scales[0], out=gradient.view(len(e), length)[group])

@@ -239,7 +239,7 @@ def complex_stft_kernel(
     elements = channels.to(tl.float32)
 
     if FIRST:
-        scale = waveform_weight / (elements * length)
+        scale = tl.div_rn(waveform_weight, elements * length)
         total = tl.zeros([BLOCK], tl.float32)
         for i in range(begin, end, BLOCK):
             at = i + tl.arange(0, BLOCK)
@@ -250,7 +250,7 @@ def complex_stft_kernel(
                 # A product where d is no number or zero.
                 slope = tl.where(d > 0, scale, tl.where(d < 0, -scale, 0 * d))
                 tl.store(gradient + at, slope, mask=at < end)
-        tl.store(partials, tl.sum(total, 0) / (elements * length))
+        tl.store(partials, tl.div_rn(tl.sum(total, 0), elements * length))
         if GRADIENT:
             tl.debug_barrier()  # the walk gives these places to other threads
     if stretch == 0:
@@ -275,11 +275,11 @@ def complex_stft_kernel(
             end,
             hop,
             width,
-            weight / (2 * count),
+            tl.div_rn(weight, 2 * count),
             RADICES,
             GRADIENT,
         )
-        tl.store(partials + FIRST + r, moduli / count)
+        tl.store(partials + FIRST + r, tl.div_rn(moduli, count))
 
     if GRADIENT:
         # Position -1 - b shows sample 1 + b, position L + b sample L - 2 - b.

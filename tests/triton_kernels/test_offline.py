@@ -50,9 +50,11 @@ def test_compiled_figures(target: str, tmp_path: Path):
         assert row["registers"] > 0
         assert row["instructions"] > 0
         assert row["narrow_offsets"] == 0, row
-        # A float64 logarithm starts from an approximation, and ends exact.
-        assert row["approximate"] == 0 or row["kernel"].startswith("objective_kernel"), row
         name, *settings = row["kernel"].split()
+        # A float64 logarithm starts from an approximation, and ends exact. Reciprocal roots of
+        # moduli are right to 2^-22.9.
+        approximate = {"objective_kernel", "complex_stft_kernel"}
+        assert row["approximate"] == 0 or name in approximate, row
         if name in STREAMING or name == "stft_level_kernel":
             assert row["spill_bytes"] == 0, row
             assert row["layout_conversions"] == 0, row
