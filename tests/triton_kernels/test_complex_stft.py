@@ -9,12 +9,12 @@ import pytest
 import torch
 from checks import layouts
 from torch import Tensor
+from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
 from torch_l1snr_fast.kernels.triton import complex_stft as fused
 from torch_l1snr_fast.kernels.triton.common import launch
 
 import torch_l1snr_fast as package
 from torch_l1snr_fast import complex_stft as module
-from torch_l1snr_fast.functional import complex_stft_plan
 
 # Of means, relative: as of the sums in test_onchip, whose transforms these are, and 2^-22.9 of a
 # reciprocal root.
@@ -51,13 +51,16 @@ def signals(*shape: int, device: torch.device, seed: int = 0) -> tuple[Tensor, T
     return e.to(device), t.to(device)
 
 
+def plan_of(**settings: Any) -> ComplexPlan:
+    return package.MultiResolutionComplexSTFTLoss("loss", **settings)._plan()
+
+
 def compute(e: Tensor, t: Tensor, save: bool = True, **settings: Any) -> Any:
-    plan = complex_stft_plan(**settings)
-    return fused.complex_stft(plan, e, t, save)
+    return fused.complex_stft(plan_of(**settings), e, t, save)
 
 
 def expected(e: Tensor, t: Tensor, **settings: Any) -> tuple[Tensor, Tensor]:
-    plan = complex_stft_plan(**settings)
+    plan = plan_of(**settings)
     x = e.detach().double().requires_grad_()
     means = module.reference(plan, x, t.double())
     (gradient,) = torch.autograd.grad(module.weighted(plan, means).sum(), x)
