@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
@@ -46,7 +47,7 @@ def values(kind: str, count: int, random: np.random.Generator) -> list[int]:
         usual = random.normal(size=count // 2) * 2.0 ** random.integers(-20, 20, count // 2)
         dtype, word = (np.float32, np.uint32) if n == 32 else (np.float64, np.uint64)
         out = [*out, *usual.astype(dtype).view(word).tolist()]
-    more = [int.from_bytes(random.bytes(8), "little") for _ in range(count)]
+    more = random.integers(0, 1 << 64, count, np.uint64).tolist()
     return [x & (1 << n) - 1 for x in [*out, *more][:count]]
 
 
@@ -62,6 +63,7 @@ def integer(x: int, kind: str) -> int:
 # ---- numbers and their bit patterns
 
 
+@lru_cache(maxsize=4096)
 def number(x: int, kind: str) -> Number:
     precision, low, _ = FORMATS[kind]
     n = bits(kind)

@@ -280,11 +280,11 @@ def evaluated(
 def rows_of(inputs: list[str]) -> list[tuple[int, ...]]:
     """All pairs of edges and some random values (triples of fewer), and more random rows."""
     random = np.random.default_rng(0)
-    columns = [d.values(kind, 32 if len(inputs) < 3 else 14, random) for kind in inputs]
+    columns = [d.values(kind, 30 if len(inputs) < 3 else 11, random) for kind in inputs]
     if len(inputs) == 4:
-        columns = [x[:6] for x in columns]
+        columns = [x[:5] for x in columns]
     rows = list(itertools.product(*columns))
-    rows += zip(*(d.values(kind, 512, random) for kind in inputs), strict=True)
+    rows += zip(*(d.values(kind, 384, random) for kind in inputs), strict=True)
     return rows[: len(rows) // 128 * 128]
 
 
@@ -294,7 +294,7 @@ def test_definition(case: Case) -> None:
     rows = rows_of(inputs)
     got = evaluated(case.text, inputs, case.to, rows)
     wanted = [case.want(*row) for row in rows]
-    assert sum(x is not None for x in wanted) > 100
+    assert sum(x is not None for x in wanted) > len(rows) // 4
     mask = (1 << max(16, d.bits(case.to))) - 1
     for row, x, want in zip(rows, got, wanted, strict=True):
         if want == -1 and case.to == "f64":

@@ -5,7 +5,7 @@ Triton's own driver.c and launchers are compiled and used, against the libcuda.s
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ WIDTHS |= {"u32": 4, "fp32": 4, "f32": 4, "i64": 8, "u64": 8, "fp64": 8}
 def use(cuda: Cuda) -> None:
     """Lets Triton find our libcuda.so.1, and tell of what it loads."""
     folder = cuda.path.parent
-    if not (folder / "libcuda.so").exists():  # Triton 3.5 links this name
-        shutil.copy(cuda.path, folder / "libcuda.so")
+    with contextlib.suppress(FileExistsError):  # Triton 3.5 links this name
+        (folder / "libcuda.so").symlink_to(cuda.path.name)
     knobs.nvidia.libcuda_path = str(folder)
     nvidia.libcuda_dirs.cache_clear()
     nvidia.library_dirs.cache_clear()
