@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test demo style bench clean
+.PHONY: test test-all demo style bench clean
 .PHONY: docs dist
 
 $(READY): pyproject.toml
@@ -13,9 +13,15 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,examples,benchmarks,dev]'
 	touch $@
 
-# Processes of one thread each; most of the time goes to compiling the Triton kernels for four GPUs.
+# Processes of one thread each; much of the time goes to compiling Triton kernels, the first time.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+	$(PYTEST) -m "not slow"
+
+# And what takes minutes: kernels for four GPUs, every barrier taken out once, large transforms.
+test-all: test
+	$(PYTEST) -m slow
 
 demo: $(READY)
 	$(BIN)/python examples/train_separator.py --out runs/demo

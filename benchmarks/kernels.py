@@ -207,6 +207,7 @@ def of_nvidia(kernel: Any) -> dict[str, int]:
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
     code = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;", text, re.M)
+    check_opcodes(kernel.asm["ptx"], [text for _, text in code])
     return {
         "registers": int(used["REG"]),
         "spill_bytes": int(used["STACK"]) + int(used["LOCAL"]),
@@ -214,6 +215,19 @@ def of_nvidia(kernel: Any) -> dict[str, int]:
         "step_instructions": step_instructions({int(at, 16): text for at, text in code}),
         "approximate": len(re.findall(r"\.approx\b|\bdiv\.full\b", kernel.asm["ptx"])),
     }
+
+
+def check_opcodes(ptx: str, code: list[str]) -> None:
+    """Raises where a GPU may compute otherwise than PTX says, which is what tests execute.
+
+    No product is fused with a sum that PTX has apart; ptxas's float64 division has float32
+    multiply-adds of its own. VIMNMX3, minima of three, ptxas has compiled wrongly for sm_100.
+    """
+    fused = sum(bool(re.search(r"\bFFMA2?\b", text)) for text in code)
+    if fused > len(re.findall(r"\bfma\.rn\.f32", ptx)) and "div.rn.f64" not in ptx:
+        raise RuntimeError(f"ptxas made {fused} float32 multiply-adds, more than PTX has")
+    if any("VIMNMX3" in text for text in code):
+        raise RuntimeError("ptxas uses VIMNMX3, which it has compiled wrongly for sm_100")
 
 
 def step_instructions(code: dict[int, str]) -> int:

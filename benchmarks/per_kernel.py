@@ -33,7 +33,7 @@ from . import records
 from .clock import Clock
 from .measure import Pairs, build, input_pairs, timer
 from .registry import HEADLINE, LOSSES, MULTI, OURS, PROVIDERS, Case, shape_text
-from .traffic import Counter, Traffic, kernel_bytes
+from .traffic import Counter, Traffic, kernel_bytes, transform_size
 
 CALLS = 20
 BUSY = 0.5  # seconds of work before a clock is read, which NVML samples a few times a second
@@ -69,12 +69,6 @@ class Line(NamedTuple):
     gb_per_s: float
     share_of_copy: float
     sm_mhz: float
-
-
-def transform_size(given: dict[str, Any]) -> int:
-    if "RADICES" in given:
-        return math.prod(given["RADICES"])
-    return int(given.get("n", given.get("N", 0)))
 
 
 @contextlib.contextmanager

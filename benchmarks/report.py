@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from . import accuracy, records
+from . import accuracy, counters, records
 from .records import RESULTS, ROOT, Row
 from .registry import (
     COMPILED,
@@ -228,6 +228,28 @@ def compiled(folder: Path, words: tuple[str, ...] = ()) -> str:
     return markdown(["kernel", *targets, "shared, bytes", "conversions"], cells)
 
 
+def counted(folder: Path) -> str:
+    """Of the kernels of a loss, what the machine counted in their PTX, in thousands of warps'."""
+    found = json.loads((RESULTS / "counters.json").read_text())
+    kinds = [
+        kind
+        for kind in (*counters.CLASSES, "integer")
+        if sum(row.get(kind, 0) for row in found["rows"]) > 1000
+    ]
+    cells = [
+        [
+            f"`{row['kernel']}`",
+            f"{row['instructions'] / 1000:.0f}",
+            *(f"{row.get(kind, 0) / 1000:.0f}" for kind in kinds),
+            *(counters.per_request(row.get(space)) for space in counters.MEMORY),
+        ]
+        for row in found["rows"]
+    ]
+    shape = " x ".join(map(str, found["shape"]))
+    head = ["kernel", "all", *kinds, "sectors (best)", "wavefronts (best)"]
+    return f"{found['loss']}, {shape} samples.\n\n{markdown(head, cells)}"
+
+
 def read_accuracy(folder: Path) -> list[accuracy.Error]:
     """Measured on a GPU if there was one."""
     path = folder / "cuda-accuracy.csv"
@@ -269,6 +291,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "traffic": traffic,
     "compiled": compiled,
     "compiled-on-chip": partial(compiled, words=("fp32", "SIGNALS=2", "SANITIZE")),
+    "counted": counted,
     "errors": errors,
     "pictures": pictures,
 }

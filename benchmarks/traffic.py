@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -141,6 +142,12 @@ def kernel_bytes(kernel: str, given: dict[str, Any]) -> int:
     """What a kernel that is given these arguments moves."""
     used = [given[name] for name in given.keys() - untouched(kernel, given)]
     return extents(used) + extents(given["gradient"] if updates(kernel, given) else None)
+
+
+def transform_size(given: dict[str, Any]) -> int:
+    if "RADICES" in given:
+        return math.prod(given["RADICES"])
+    return int(given.get("n", given.get("N", 0)))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Every kernel through Triton's front end, for all pairs of dtypes and all options; no GPU needed.
 
 What a dtype can break is there: types that differ between branches, or from round to round of a
-loop. The interpreter knows no types. What comes after it, test_offline.py compiles of fewer.
+loop. What comes after it, test_offline.py compiles of fewer.
 """
 
 from __future__ import annotations

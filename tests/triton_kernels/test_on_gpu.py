@@ -141,8 +141,10 @@ def test_default_plan_by_torch_fft(monkeypatch: pytest.MonkeyPatch):
 REAL = [(1, 2, 44100), (4, 2, 132300)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", REAL, ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
+)
+@pytest.mark.parametrize("shape", [REAL[0], pytest.param(REAL[1], marks=pytest.mark.slow)], ids=str)
 def test_default_loss_of_real_size(shape: tuple[int, int, int], dtype: torch.dtype):
     """Forward and backward, against float64 of the same samples."""
     loss = package.MultiL1SNRDBLoss("loss")
@@ -315,6 +317,12 @@ def test_every_kernel_is_launched_and_checked(
     assert every_kernel.run_all() == 0
     monkeypatch.setattr(every_kernel, "BOUNDS", {torch.float32: 1e-12})
     assert every_kernel.run_all() == 1
+
+
+@pytest.mark.slow
+def test_every_kernel():
+    """All that is compiled for sm_90 elsewhere, beside the eager backend."""
+    assert every_kernel.run_all() == 0
 
 
 # What only a GPU shows
