@@ -44,11 +44,13 @@ TRITON_FILES = {
     "spectrum": ["stft_kernels", "triton_backend"],
     "fft": ["fft", "onchip"],
     "onchip": ["onchip"],
+    "complex_stft": ["complex_stft"],
     "__init__": ["triton_backend", "onchip", "stft_kernels"],
 }
 
 OBJECTIVE, STFT = "kernels/eager/objective.py", "kernels/eager/stft.py"
 WAVEFORM, EAGER = "kernels/eager/waveform.py", "kernels/eager/__init__.py"
+COMPLEX = "kernels/eager/complex_stft.py"
 
 # (what is wrong then, file inside the package, text, its replacement)
 MUTATIONS = [
@@ -429,6 +431,69 @@ MUTATIONS = [
         "    estimates, actuals = readable(estimates), readable(actuals)\n    dtype",
         "    dtype",
     ),
+    (
+        "complex: the constant counted once",
+        COMPLEX,
+        "spectrum[..., 0] *= 2",
+        "spectrum[..., 0] *= 1",
+    ),
+    ("complex: every transform even", COMPLEX, "if n_fft % 2 == 0:", "if n_fft:"),
+    (
+        "complex: blocks of frames on top of each other",
+        COMPLEX,
+        "out[:, first + span.start * hop :]",
+        "out[:, first:]",
+    ),
+    ("complex: padding not zero", COMPLEX, "    padded[..., width:] = 0\n", ""),
+    ("complex: no gradient of the waveform", COMPLEX, "alpha=scales[0]", "alpha=0.0"),
+    (
+        "complex: incoming gradient ignored",
+        "complex_stft.py",
+        "result = scaled(gradient, grad).to(",
+        "result = gradient.to(",
+    ),
+    (
+        "complex on chip: the constant counted once",
+        TRITON + "complex_stft.py",
+        "edge = (c == 0) & (k == 0)",
+        "edge = (c == 0) & (k < 0)",
+    ),
+    (
+        "complex on chip: column 0 as the others",
+        TRITON + "complex_stft.py",
+        "gr = tl.where(c == 0, re[k + 1], gr)",
+        "gr = tl.where(c < 0, re[k + 1], gr)",
+    ),
+    (
+        "complex on chip: a silent frame takes its partner's rounding",
+        TRITON + "complex_stft.py",
+        "a_inverse = tl.where(a_sounds, tl.rsqrt",
+        "a_inverse = tl.where(a_sounds | b_sounds, tl.rsqrt",
+    ),
+    (
+        "complex on chip: frames from before the stretch left out",
+        TRITON + "complex_stft.py",
+        "reach = width",
+        "reach = 1",
+    ),
+    (
+        "complex on chip: frames of the next stretch counted",
+        TRITON + "complex_stft.py",
+        "(start + hop >= begin) & (start + hop < end)",
+        "(start + hop >= begin)",
+    ),
+    (
+        "complex on chip: frame B a transform too early",
+        TRITON + "complex_stft.py",
+        "done = tl.where(at < hop, x, x + y)",
+        "done = x + y",
+    ),
+    (
+        "complex on chip: no barrier before the walk",
+        TRITON + "complex_stft.py",
+        "tl.debug_barrier()  # the walk",
+        "pass  # the walk",
+    ),
 ]
 
 
@@ -445,7 +510,7 @@ def copy_of_the_library(folder: Path) -> Path:
 def tests_of(file: str, quick: list[str]) -> list[str]:
     """The tests that a mistake in a file of the package is to fail."""
     if not file.startswith(TRITON):
-        return quick
+        return ["tests/test_complex_stft.py"] if Path(file).stem == "complex_stft" else quick
     return [f"tests/triton_kernels/test_{name}.py" for name in TRITON_FILES[Path(file).stem]]
 
 
