@@ -44,7 +44,7 @@ TRITON_FILES = {
     "spectrum": ["stft_kernels", "triton_backend"],
     "fft": ["fft", "onchip"],
     "onchip": ["onchip"],
-    "complex_stft": ["complex_stft"],
+    "complex_stft": ["complex_kernel"],
     "__init__": ["triton_backend", "onchip", "stft_kernels"],
 }
 
