@@ -1,9 +1,10 @@
-"""What the project says of itself in several places is the same in all."""
+"""What the project says of itself is the same in all places, and its links lead somewhere."""
 
 from __future__ import annotations
 
 import re
 
+import pytest
 import tomllib
 from pages import ROOT
 
@@ -47,6 +48,29 @@ def test_workflow_and_ci_call_targets_that_exist():
     assert {"test", "style", "docs", "dist"} <= set(workflow) <= targets
     called = re.findall(r"^make (\w+)", text(".ci/run"), re.MULTILINE)
     assert set(workflow) <= set(called) <= targets
+
+
+PAGES = sorted(
+    str(path.relative_to(ROOT)) for folder in (ROOT, ROOT / "docs") for path in folder.glob("*.md")
+)
+
+
+def anchor(heading: str) -> str:
+    """The anchor that a heading gets where pages are shown."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str):
+    for target in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text()):
+        if "://" in target:
+            continue
+        path, _, fragment = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page} links to {target}, which does not exist"
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{page} links to {target}: no such heading"
 
 
 def text(name: str) -> str:
