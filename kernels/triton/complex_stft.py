@@ -148,6 +148,7 @@ def _walk(
     hop,
     width,
     scale,
+    zero,
     RADICES: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):
@@ -168,7 +169,7 @@ def _walk(
         re, im = _pair(estimates, actuals, window, start, last, length, hop, width, RADICES)
         sounding = tl.where(_not_silent(re), 1, 0) | tl.where(_not_silent(im), 2, 0)
         sounding = tl.reduce(sounding, 0, _or)
-        for inverse in range(1 + GRADIENT + (sounding >> 2)):
+        for inverse in range(1 + GRADIENT + zero):  # not to be unrolled
             re, im = fft(re, im, p_twiddles, R2, R1)
             if inverse == 0:
                 re, im, a_sum, b_sum = _directions(re, im, sounding & 1 != 0, sounding & 2 != 0)
@@ -176,8 +177,7 @@ def _walk(
                 total += tl.where(start >= begin, a_sum, 0.0)
                 total += tl.where((start + hop >= begin) & (start + hop < end), b_sum, 0.0)
         if GRADIENT:
-            # Computed again rather than kept in registers, by a zero that the compiler cannot see.
-            begun = start + (sounding >> 2)
+            begun = start + zero  # places are computed again, for they would not fit the registers
             at = _places(begun, hop, RADICES)
             w = unpack(tl.load(window + at))
             y = pack(re) * pack(w[R1:]) * tl.where(sounding & 2 != 0, scale, 0.0)
@@ -200,16 +200,17 @@ def complex_stft_kernel(
     estimates,  # [B, C, L], any row and channel stride
     actuals,  # [B, C, L], any row and channel stride
     windows,  # [resolutions, n], each window in front
-    sizes,  # [resolutions, 2]: hop and window length
+    hops,  # tuples: of each resolution
+    widths,  # and the length of its window
     p_twiddles,
     gradient,  # [B, C, L] float32, contiguous; written if FIRST, otherwise added to
     borders,  # [signals, n] of zeros, of reflected positions before the signal and after
     partials,  # [signals, stretches, FIRST + resolutions]: shares of the row's means
     channels,
     length,
-    resolutions,
     stretch_length,
     stretches,
+    zero,  # 0, which the compiler does not know
     waveform_weight,
     weight,
     estimate_batch,
@@ -228,7 +229,7 @@ def complex_stft_kernel(
     row, channel = signal // channels, signal % channels
     estimates += row * estimate_batch + channel * estimate_channel
     actuals += row * actual_batch + channel * actual_channel
-    partials += program.to(tl.int64) * (FIRST + resolutions)
+    partials += program.to(tl.int64) * (FIRST + len(hops))
     if GRADIENT:
         gradient += signal * length
         borders += signal * N
@@ -239,7 +240,7 @@ def complex_stft_kernel(
     elements = channels.to(tl.float32)
 
     if FIRST:
-        scale = tl.div_rn(waveform_weight, elements * length)
+        scale = waveform_weight / (elements * length)
         total = tl.zeros([BLOCK], tl.float32)
         for i in range(begin, end, BLOCK):
             at = i + tl.arange(0, BLOCK)
@@ -250,7 +251,7 @@ def complex_stft_kernel(
                 # A product where d is no number or zero.
                 slope = tl.where(d > 0, scale, tl.where(d < 0, -scale, 0 * d))
                 tl.store(gradient + at, slope, mask=at < end)
-        tl.store(partials, tl.div_rn(tl.sum(total, 0), elements * length))
+        tl.store(partials, tl.sum(total, 0) / (elements * length))
         if GRADIENT:
             tl.debug_barrier()  # the walk gives these places to other threads
     if stretch == 0:
@@ -258,9 +259,11 @@ def complex_stft_kernel(
     if stretch == stretches - 1:
         end += N // 2
 
-    for r in range(resolutions):
-        hop = tl.load(sizes + 2 * r)
-        width = tl.load(sizes + 2 * r + 1)
+    for r in range(len(hops)):
+        hop, width = hops[0], widths[0]
+        for k in tl.static_range(1, len(hops)):
+            hop = tl.where(r == k, hops[k], hop)
+            width = tl.where(r == k, widths[k], width)
         frames = length // hop + 1
         count = elements * (N // 2 + 1) * frames
         moduli = _walk(
@@ -275,11 +278,12 @@ def complex_stft_kernel(
             end,
             hop,
             width,
-            tl.div_rn(weight, 2 * count),
+            weight / (2 * count),
+            zero,
             RADICES,
             GRADIENT,
         )
-        tl.store(partials + FIRST + r, tl.div_rn(moduli, count))
+        tl.store(partials + FIRST + r, moduli / count)
 
     if GRADIENT:
         # Position -1 - b shows sample 1 + b, position L + b sample L - 2 - b.
@@ -309,13 +313,6 @@ def windows(resolutions: tuple[Resolution, ...], device: torch.device) -> Tensor
     rows = [hann(res.win_length, torch.float32, device) for res in resolutions]
     n = resolutions[0].n_fft
     return torch.stack([torch.nn.functional.pad(row, (0, n - len(row))) for row in rows])
-
-
-@kept(at_most=1 << 16)
-def sizes(resolutions: tuple[Resolution, ...], device: torch.device) -> Tensor:
-    """Hops and lengths of windows [R, 2]."""
-    rows = [[res.hop_length, res.win_length] for res in resolutions]
-    return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
 def stretches_of(n: int, signals: int, length: int) -> tuple[int, int]:
@@ -367,16 +364,17 @@ def complex_stft(
                 estimates=estimates,
                 actuals=actuals,
                 windows=windows(some, device),
-                sizes=sizes(some, device),
+                hops=tuple(res.hop_length for res in some),
+                widths=tuple(res.win_length for res in some),
                 p_twiddles=twiddles(n, device),
                 gradient=gradient,
                 borders=torch.zeros(signals, n, **new) if save else None,
                 partials=partials,
                 channels=channels,
                 length=length,
-                resolutions=len(places),
                 stretch_length=stretch_length,
                 stretches=stretches,
+                zero=0,
                 waveform_weight=plan.waveform_weight,
                 weight=plan.weight,
                 **strides("estimate", estimates),

@@ -52,7 +52,7 @@ def test_compiled_figures(target: str, tmp_path: Path):
         assert row["narrow_offsets"] == 0, row
         name, *settings = row["kernel"].split()
         # A float64 logarithm starts from an approximation, and ends exact. Reciprocal roots of
-        # moduli are right to 2^-22.9.
+        # moduli are right to 2^-22.9, divisions by counts to 2 units in the last place.
         approximate = {"objective_kernel", "complex_stft_kernel"}
         assert row["approximate"] == 0 or name in approximate, row
         if name in STREAMING or name == "stft_level_kernel":
