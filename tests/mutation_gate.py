@@ -51,19 +51,16 @@ TRITON_FILES = {
 OBJECTIVE, STFT = "kernels/eager/objective.py", "kernels/eager/stft.py"
 WAVEFORM, EAGER = "kernels/eager/waveform.py", "kernels/eager/__init__.py"
 COMPLEX = "kernels/eager/complex_stft.py"
+FEW = "kernels/eager/few.py"
 
 # (what is wrong then, file inside the package, text, its replacement)
 MUTATIONS = [
     ("gradient of the wrong sign", EAGER, "return total.to(", "return -total.to("),
-    ("lambda not detached", OBJECTIVE, "* share).detach()", "* share)"),
-    ("lambda not rounded like upstream's", OBJECTIVE, "eta.float()", "eta.double()"),
-    ("eta ignores lmin", OBJECTIVE, "l_pred.clamp(min=l_min)", "l_pred"),
-    (
-        "no eps in the error",
-        OBJECTIVE,
-        "(term.eps if term.tau == 0 else",
-        "(0.0 if term.tau == 0 else",
-    ),
+    ("lambda not detached", OBJECTIVE, "= detached(", "= ("),
+    ("lambda not rounded like upstream's", OBJECTIVE, "on.float()", "on.double()"),
+    ("lambda of few rows not rounded", OBJECTIVE, "ctypes.c_float(x).value", "x"),
+    ("eta ignores lmin", OBJECTIVE, "clamp(l_pred, l_min)", "l_pred"),
+    ("no eps in the error", OBJECTIVE, "reference + term.eps)\n", "reference)\n"),
     ("no eps in the reference", OBJECTIVE, "/ (reference + term.eps)", "/ reference"),
     (
         "gradient of D1 without eps",
@@ -74,33 +71,33 @@ MUTATIONS = [
     (
         "regularizer not scaled by 1 - w",
         OBJECTIVE,
-        "loss + (snr_share * term.reg_coef) * level",
-        "loss + (term.weight * term.reg_coef) * level",
+        "loss + (snr_share * reg_coef) * level",
+        "loss + (weight * reg_coef) * level",
     ),
     (
         "L1 gradient not shared by both parts",
         OBJECTIVE,
-        "a = a + l1_share / count",
-        "a = a + l1_share",
+        "x + l1_share / count for",
+        "x + l1_share for",
     ),
     (
         "imaginary parts get the real parts' coefficient",
         OBJECTIVE,
-        "a[..., 0], a[..., -1], r",
-        "a[..., 0], a[..., 0], r",
+        "a[0], a[-1], r",
+        "a[0], a[0], r",
     ),
-    ("overflow hidden in the gradient", OBJECTIVE, "a = a.add(error, alpha=0)", "a = a + 0"),
+    ("overflow hidden in the gradient", OBJECTIVE, "x + 0.0 * error for", "x for"),
     (
         "grad_scale twice",
         OBJECTIVE,
-        "share = plan.grad_scale\n",
-        "share = plan.grad_scale**2\n",
+        "plan.grad_scale * share",
+        "plan.grad_scale**2 * share",
     ),
     (
         "gradient not divided by the batch",
         OBJECTIVE,
-        "loss / len(sums[0]), share / len(sums[0])",
-        "loss / len(sums[0]), share",
+        "plan.grad_scale * share",
+        "plan.grad_scale",
     ),
     (
         "borders not folded back",
@@ -160,7 +157,7 @@ MUTATIONS = [
         "(n_fft - win_length) // 2",
         "(n_fft - win_length + 1) // 2",
     ),
-    ("window norm in float32", "kernels/plan.py", "exact = window.double()", "exact = window"),
+    ("window norm in float32", "kernels/plan.py", "exact = plain.double()", "exact = plain"),
     ("usable one sample too early", "kernels/plan.py", "length > self.pad", "length >= self.pad"),
     ("no hop needed", "kernels/plan.py", " and length >= self.hop_length", ""),
     (
@@ -169,14 +166,21 @@ MUTATIONS = [
         "(self.waveform, channels * length)",
         "(self.waveform, length)",
     ),
-    ("two-state sign in waveforms", WAVEFORM, "torch.finfo(dtype).tiny) if", "0.0) if"),
     (
-        "gradient of L2 halved",
+        "two-state sign in waveforms",
         WAVEFORM,
-        "ERROR_GRADIENT[term.power](a,",
-        "ERROR_GRADIENT[term.power](a / term.power,",
+        "torch.sign(error, out=scratch",
+        "torch.copysign(torch.ones_like(error), error, out=scratch",
     ),
-    ("level gradient of waveforms missing", WAVEFORM, "place.addcmul_(e, r)", "pass"),
+    ("gradient of L2 halved", WAVEFORM, "torch.add(error, error, out=kept)", "kept.copy_(error)"),
+    ("level gradient of waveforms missing", WAVEFORM, "if r is not None:", "if False:"),
+    ("sums of the first block alone", FEW, "row[column] += value", "row[column] = value"),
+    (
+        "infinite numbers of few rows",
+        FEW,
+        "except (ValueError, ZeroDivisionError)",
+        "except KeyError",
+    ),
     (
         "half precision summed as it is",
         WAVEFORM,
@@ -271,7 +275,20 @@ MUTATIONS = [
         "scaled = scale_gradient(total, plan.grad_scale)",
         "scaled = total",
     ),
-    ("second derivative missing", "autograd.py", "if torch.is_grad_enabled():", "if False:"),
+    ("second derivative missing", "autograd.py", "elif torch.is_grad_enabled():", "elif False:"),
+    (
+        "actuals must not be written",
+        "autograd.py",
+        "1 if actuals.is_inference() else 2",
+        "1",
+    ),
+    ("second derivative of written memory", "autograd.py", "x._version != version", "False"),
+    (
+        "second derivative of memory written unseen",
+        "autograd.py",
+        "if not torch.allclose(again.parts",
+        "if False and not torch.allclose(again.parts",
+    ),
     (
         "target gradient dropped",
         "backends.py",

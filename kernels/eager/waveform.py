@@ -12,7 +12,7 @@ from torch import Tensor
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
 from .workspace import scratch
 
-BLOCK = 1 << 20  # samples: large enough to hide the cost of a call, small enough for the cache
+BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -77,8 +77,7 @@ def block_sums(
 ) -> Tensor:
     """The sums [columns, B] of a block, and what is kept of it."""
     e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
-    columns = 4 if term.has_level else 1 if term.pure_l1 else 2
-    powers = scratch("waveform", columns, *e.shape, like=e)
+    powers = scratch("waveform", len(columns_of(term)), *e.shape, like=e)
     error, *others = powers.unbind()
     torch.sub(e, t, out=error)
     measure = torch.square
@@ -114,7 +113,8 @@ def waveform_gradient(
 ) -> None:
     """Write a sign(e-t) + r e (2 a (e-t) for power 2) into ``gradient``.
 
-    ``kept`` is what the statistics saved; the estimates are read for r alone. Both are [B, 1, 1].
+    ``kept`` is what the statistics saved; the estimates are read for ``r``, if any. ``a`` and
+    ``r`` are [B, 1, 1].
     """
     for span in blocks(gradient):
         place = part(gradient, span)
