@@ -449,6 +449,22 @@ def counted(function: Any, *inputs: torch.Tensor) -> traffic.Traffic:
     return found
 
 
+@needs_upstream
+@pytest.mark.parametrize(("name", "launches"), [("L1SNRLoss", 3), ("MultiL1SNRDBLoss", 8)])
+def test_host_reaches_the_driver_and_goes_no_further(name: str, launches: int):
+    pytest.importorskip("triton")
+    import torch_l1snr_fast as package
+    from benchmarks import host
+
+    with host.still():
+        assert backends.select_backend(torch.device("cpu")) == "triton"
+        call = host.step(getattr(package, name)("loss"), 2000)
+        host.Compiled.launched = 0
+        call()
+        assert host.Compiled.launched == launches
+    assert backends.select_backend(torch.device("cpu")) == "eager"
+
+
 @pytest.mark.parametrize(
     ("function", "launches", "quarters", "syncs"),
     [

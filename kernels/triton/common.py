@@ -11,6 +11,7 @@ makes the row's sums, and with them the coefficients that the signs multiply, no
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -65,9 +66,16 @@ def launch(kernel: Any, programs: int, threads: int, **arguments: Any) -> None:
     """Run ``programs`` instances of a kernel, of so many threads each, on the current stream."""
     kernel[(programs,)](
         **arguments,
-        num_warps=max(1, threads // driver.active.get_current_target().warp_size),
+        num_warps=max(1, threads // warp_size(driver.active)),
         enable_fp_fusion=True,  # no longer the default from Triton 3.10 on
     )
+
+
+@functools.cache
+def warp_size(active: Any) -> int:
+    """Threads of a warp on the GPUs of a driver, which asks the GPU each time that it is asked."""
+    size: int = active.get_current_target().warp_size
+    return size
 
 
 def on_device(x: Tensor) -> AbstractContextManager[Any]:
