@@ -55,6 +55,7 @@ LENGTH = 44100 if ON_GPU else 301
 
 TINY = {"n_ffts": [256], "hop_lengths": [64], "win_lengths": [256], "min_audio_length": 200}
 STFT: dict[str, Any] = {} if ON_GPU else TINY
+COMPLEX = {} if ON_GPU else {"win_lengths": [256], "n_fft": 256, "hop_lengths": 100}
 LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "L1SNRLoss": ("L1SNRLoss", {}),
     "L2SNRLoss": ("L2SNRLoss", {}),
@@ -63,11 +64,13 @@ LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "MultiL1SNRDBLoss": ("MultiL1SNRDBLoss", STFT),
     "unchecked": ("MultiL1SNRDBLoss", {"check_finite": False, **STFT}),
     "level": ("MultiL1SNRDBLoss", {"use_spec_regularization": True, **STFT}),
+    "complex": ("MultiResolutionComplexSTFTLoss", COMPLEX),
 }
 SPECTRAL = ("STFTL1SNRDBLoss", "MultiL1SNRDBLoss", "level")
 CASES = [(name, "default") for name in LOSSES] + [(name, "torch.fft") for name in SPECTRAL]
 if not ON_GPU:  # where a minute is enough
-    CASES = [("L1SNRDBLoss", "default"), ("level", "default"), ("level", "torch.fft")]
+    CASES = [(name, "default") for name in ("L1SNRDBLoss", "level", "complex")]
+    CASES += [("level", "torch.fft")]
 
 
 @pytest.fixture(autouse=True)
