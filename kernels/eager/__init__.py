@@ -73,18 +73,18 @@ def gradient(
     finite, *kept = saved
     mask = None if finite is None else finite.to(dtype)
     clean = estimates if finite is None or not plan.has_level else sanitized(estimates)
-    total = torch.empty(estimates.shape, dtype=dtype, device=estimates.device)
 
     if plan.waveform is not None:
         error = kept.pop(0)
         assert error is not None
         waves = clean if plan.sanitize_waveform else estimates
-        a, _, r = coefficients[0].to(dtype).reshape(3, -1, 1, 1).unbind()
-        waveform_gradient(error, waves, a, r if plan.waveform.has_level else None, total)
+        a, _, r, *_ = coefficients.to(dtype).reshape(-1, len(estimates), 1, 1).unbind()
+        level = r if plan.waveform.has_level else None
+        total = waveform_gradient(error, waves, a, level, dtype)
         if mask is not None and plan.sanitize_waveform:
             total.mul_(mask)
     else:
-        total.zero_()
+        total = torch.zeros(estimates.shape, dtype=dtype, device=estimates.device)
     if plan.spectrum is not None:
         spectral = total if mask is None else torch.zeros_like(total)
         spectra = clean if plan.sanitize_spectrum else estimates

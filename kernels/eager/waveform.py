@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
-from .workspace import scratch
+from .workspace import scratch, scratch_rows
 
 BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
 
@@ -77,8 +77,7 @@ def block_sums(
 ) -> Tensor:
     """The sums [columns, B] of a block, and what is kept of it."""
     e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
-    powers = scratch("waveform", len(columns_of(term)), *e.shape, like=e)
-    error, *others = powers.unbind()
+    powers, (error, *others) = scratch_rows("waveform", len(columns_of(term)), *e.shape, like=e)
     torch.sub(e, t, out=error)
     measure = torch.square
     if term.power == 1:
@@ -109,15 +108,20 @@ def waveform_statistics(
 
 
 def waveform_gradient(
-    kept: Tensor, estimates: Tensor, a: Tensor, r: Tensor | None, gradient: Tensor
-) -> None:
-    """Write a sign(e-t) + r e (2 a (e-t) for power 2) into ``gradient``.
+    kept: Tensor, estimates: Tensor, a: Tensor, r: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """a sign(e-t) + r e, or 2 a (e-t) + r e for power 2.
 
     ``kept`` is what the statistics saved; the estimates are read for ``r``, if any. ``a`` and
     ``r`` are [B, 1, 1].
     """
-    for span in blocks(gradient):
-        place = part(gradient, span)
-        place.copy_(part(kept, span)).mul_(a)
+    gradient = torch.empty(kept.shape, dtype=dtype, device=kept.device)
+    for span in blocks(kept):
+        place, own = part(gradient, span), part(kept, span)
+        if own.dtype == dtype:
+            torch.mul(own, a, out=place)
+        else:  # which in one operator takes a temporary
+            place.copy_(own).mul_(a)
         if r is not None:
-            place.addcmul_(widened("estimates", part(estimates, span), place.dtype), r)
+            place.addcmul_(widened("estimates", part(estimates, span), dtype), r)
+    return gradient

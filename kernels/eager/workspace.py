@@ -19,6 +19,7 @@ class _Kept(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self.views: dict[tuple[str, torch.dtype], Tensor] = {}  # as asked for last
+        self.rows: dict[tuple[str, torch.dtype], tuple[Tensor, tuple[Tensor, ...]]] = {}
 
 
 _kept = _Kept()
@@ -43,3 +44,14 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
         _kept.buffers[key] = buffer
     _kept.views[key] = view = buffer[:size].view(shape)
     return view
+
+
+def scratch_rows(name: str, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The same with its rows, the tensors along its first dimension."""
+    whole = scratch(name, *shape, like=like)
+    found = _kept.rows.get((name, like.dtype))
+    if found is None or found[0] is not whole:
+        found = whole, whole.unbind()
+        if whole is _kept.views.get((name, like.dtype)):
+            _kept.rows[name, like.dtype] = found
+    return found
