@@ -127,7 +127,7 @@ def cold() -> Iterator[None]:
     """As in a fresh process: nothing is kept yet."""
     for cache in caches():
         cache.tensors = {}
-    workspace._kept.buffers.clear()
+    workspace._kept.__init__()
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -144,7 +144,9 @@ def assert_plain(x: Tensor) -> None:
 
 def assert_all_plain() -> None:
     kept = [x for cache in caches() for x in cache.tensors.values()]
-    for x in [*kept, *workspace._kept.buffers.values()]:
+    scratch = workspace._kept
+    rows = [x for whole, each in scratch.rows.values() for x in (whole, *each)]
+    for x in [*kept, *scratch.buffers.values(), *scratch.views.values(), *rows]:
         assert_plain(x)
 
 

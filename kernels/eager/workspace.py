@@ -42,7 +42,9 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
         with outside():
             buffer = torch.empty(size, dtype=like.dtype, device="cpu")
         _kept.buffers[key] = buffer
-    _kept.views[key] = view = buffer[:size].view(shape)
+    view = buffer[:size].view(shape)
+    if type(view) is Tensor:  # else a mode of functions is at work
+        _kept.views[key] = view
     return view
 
 
@@ -52,6 +54,6 @@ def scratch_rows(name: str, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Te
     found = _kept.rows.get((name, like.dtype))
     if found is None or found[0] is not whole:
         found = whole, whole.unbind()
-        if whole is _kept.views.get((name, like.dtype)):
+        if whole is _kept.views.get((name, like.dtype)) and type(found[1][0]) is Tensor:
             _kept.rows[name, like.dtype] = found
     return found
