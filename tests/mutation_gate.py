@@ -172,7 +172,7 @@ MUTATIONS = [
         "torch.sign(error, out=scratch",
         "torch.copysign(torch.ones_like(error), error, out=scratch",
     ),
-    ("gradient of L2 halved", WAVEFORM, "torch.add(error, error, out=kept)", "kept.copy_(error)"),
+    ("gradient of L2 halved", EAGER, "else 2 * a", "else a"),
     ("level gradient of waveforms missing", WAVEFORM, "if r is not None:", "if False:"),
     ("sums of the first block alone", FEW, "row[column] += value", "row[column] = value"),
     (

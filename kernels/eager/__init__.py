@@ -79,6 +79,7 @@ def gradient(
         assert error is not None
         waves = clean if plan.sanitize_waveform else estimates
         a, _, r, *_ = coefficients.to(dtype).reshape(-1, len(estimates), 1, 1).unbind()
+        a = a if plan.waveform.power == 1 else 2 * a
         level = r if plan.waveform.has_level else None
         total = waveform_gradient(error, waves, a, level, dtype)
         if mask is not None and plan.sanitize_waveform:

@@ -38,8 +38,8 @@ def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> St
     blocks, kept = waveform_sums(estimates, actuals, plan.waveform, save)
     rows = [[0.0] * COLUMNS for _ in range(len(estimates))]
     for block in blocks:
-        for column, values in zip(columns_of(plan.waveform), block.tolist(), strict=True):
-            for row, value in zip(rows, values, strict=True):
+        for column, values in zip(columns_of(plan.waveform), block, strict=True):
+            for row, value in zip(rows, values.tolist(), strict=True):
                 row[column] += value
     return Statistics((rows,), (None, kept))
 

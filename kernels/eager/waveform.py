@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
-from .workspace import scratch, scratch_rows
+from .workspace import scratch
 
 BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
 
@@ -53,45 +53,43 @@ def columns_of(term: Objective) -> list[int]:
 
 def waveform_sums(
     estimates: Tensor, actuals: Tensor, term: Objective, save: bool
-) -> tuple[list[Tensor], Tensor | None]:
-    """Of each block the sums [columns, B] of |e-t|^power, |t|^power, e^2 and t^2, as asked for.
+) -> tuple[list[list[Tensor]], Tensor | None]:
+    """Of each block the sums [B] of |e-t|^power, |t|^power, e^2 and t^2, as asked for.
 
-    With ``save`` also what the gradient is made of, [B, C, L]: sign(e-t) in int8, or 2 (e-t).
+    With ``save`` also what the gradient is made of, [B, C, L]: sign(e-t) in int8, or e-t.
     """
     dtype = compute_dtype(estimates, actuals)
     spans, kept = blocks(estimates), None
     if save:
         kept_dtype = torch.int8 if term.power == 1 else dtype
         kept = torch.empty(estimates.shape, dtype=kept_dtype, device=estimates.device)
-    if len(spans) == 1:
-        return [block_sums(estimates, actuals, term, dtype, kept)], kept
     found = []
     for span in spans:
-        own = None if kept is None else kept[..., span]
-        found.append(block_sums(estimates[..., span], actuals[..., span], term, dtype, own))
+        own = None if kept is None else part(kept, span)
+        found.append(block_sums(part(estimates, span), part(actuals, span), term, dtype, own))
     return found, kept
 
 
 def block_sums(
     e: Tensor, t: Tensor, term: Objective, dtype: torch.dtype, kept: Tensor | None
-) -> Tensor:
-    """The sums [columns, B] of a block, and what is kept of it."""
+) -> list[Tensor]:
+    """The sums of a block, and what is kept of it; in one block of memory, which stays in cache."""
     e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
-    powers, (error, *others) = scratch_rows("waveform", len(columns_of(term)), *e.shape, like=e)
-    torch.sub(e, t, out=error)
-    measure = torch.square
+    block = scratch("waveform", *e.shape, like=e)
     if term.power == 1:
         measure = torch.abs
+        error = torch.sub(e, t, out=block)
         if kept is not None:
             kept.copy_(torch.sign(error, out=scratch("signs", *e.shape, like=e)))
-    elif kept is not None:
-        torch.add(error, error, out=kept)
-    measure(error, out=error)
-    if others:
-        measure(t, out=others[0])
-        for x, square in zip((e, t), others[1:], strict=False):
-            torch.square(x, out=square)
-    return powers.sum((2, 3))
+    else:
+        measure = torch.square
+        error = torch.sub(e, t, out=block if kept is None else kept)
+    sums = [measure(error, out=block).sum((1, 2))]
+    if not term.pure_l1:
+        sums.append(measure(t, out=block).sum((1, 2)))
+    if term.has_level:
+        sums += [torch.square(x, out=block).sum((1, 2)) for x in (e, t)]
+    return sums
 
 
 def waveform_statistics(
@@ -102,7 +100,7 @@ def waveform_statistics(
     none = torch.zeros_like(sums[0][0])
     columns = []
     for block in sums:
-        own = dict(zip(columns_of(term), block.unbind(), strict=True))
+        own = dict(zip(columns_of(term), block, strict=True))
         columns += [own.get(i, none) for i in range(COLUMNS)]
     return torch.stack(columns, dim=1).view(len(none), -1, COLUMNS), kept
 
@@ -110,10 +108,9 @@ def waveform_statistics(
 def waveform_gradient(
     kept: Tensor, estimates: Tensor, a: Tensor, r: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """a sign(e-t) + r e, or 2 a (e-t) + r e for power 2.
+    """a times what the statistics have kept, sign(e-t) or e-t, + r e.
 
-    ``kept`` is what the statistics saved; the estimates are read for ``r``, if any. ``a`` and
-    ``r`` are [B, 1, 1].
+    The estimates are read for ``r``, if any. ``a`` and ``r`` are [B, 1, 1].
     """
     gradient = torch.empty(kept.shape, dtype=dtype, device=kept.device)
     for span in blocks(kept):

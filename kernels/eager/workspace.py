@@ -19,7 +19,6 @@ class _Kept(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self.views: dict[tuple[str, torch.dtype], Tensor] = {}  # as asked for last
-        self.rows: dict[tuple[str, torch.dtype], tuple[Tensor, tuple[Tensor, ...]]] = {}
 
 
 _kept = _Kept()
@@ -46,14 +45,3 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     if type(view) is Tensor:  # else a mode of functions is at work
         _kept.views[key] = view
     return view
-
-
-def scratch_rows(name: str, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same with its rows, the tensors along its first dimension."""
-    whole = scratch(name, *shape, like=like)
-    found = _kept.rows.get((name, like.dtype))
-    if found is None or found[0] is not whole:
-        found = whole, whole.unbind()
-        if whole is _kept.views.get((name, like.dtype)) and type(found[1][0]) is Tensor:
-            _kept.rows[name, like.dtype] = found
-    return found
