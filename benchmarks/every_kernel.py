@@ -35,6 +35,7 @@ from torch_l1snr_fast.kernels.triton import (
     onchip,
     spectrum,
     stft,
+    unknown,
     waveform,
 )
 from triton.backends.compiler import GPUTarget
@@ -43,7 +44,8 @@ from triton.runtime import driver
 from .kernels import CASES, Case, compiling, evaluate
 from .registry import on_machine, torch_fft_route
 
-MODULES = (waveform, objective, frames, spectrum, onchip, complex_stft)
+ON_CHIP = (onchip.forward, onchip.level, onchip.backward, complex_stft)
+MODULES = (waveform, objective, frames, spectrum, unknown, *ON_CHIP)
 CHANNELS, LENGTH = 2, 2500  # several blocks of a waveform, and frames at and between the borders
 # Of values and gradients in norm: one sign of those of a spectrum may differ in float32.
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 2e-2}

@@ -55,17 +55,17 @@ SECOND_READING = (
 IN_REGISTERS = "a logarithm's or a division's special values: no memory, no barrier on either way"
 DATA_DECIDES = {
     ("stft_statistics_kernel", "if keep != 3:"): SILENCE,
-    ("stft_statistics_kernel", "elif ~finite(re + im):"): SECOND_READING,
-    ("stft_statistics_kernel", "while i < stop:"): SECOND_READING,
+    ("stft_statistics_kernel", "while todo:"): SECOND_READING,
     (
         "stft_statistics_kernel",
         "if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:",
     ): SECOND_READING,
-    ("stft_statistics_kernel", "if i >= first:"): SECOND_READING,
-    ("stft_statistics_kernel", "if i == stop:"): SECOND_READING,
     ("stft_statistics_kernel", "if dirty:"): SECOND_READING,
-    ("stft_statistics_kernel", "x = tl.load(actuals + p).to(tl.float32)"): SECOND_READING,
-    ("stft_gradient_kernel", "if inside:"): SECOND_READING,
+    ("stft_statistics_kernel", "x = tl.load(p_t + p).to(tl.float32)"): SECOND_READING,
+    (
+        "stft_gradient_kernel",
+        "if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:",
+    ): SECOND_READING,
     (
         "stft_gradient_kernel",
         "noted = tl.load(p_counts + p // owned * (SIGNALS * COLUMNS), mask=mask, other=0.0) > 0",

@@ -32,7 +32,9 @@ from ..modes import kept
 from ..plan import Resolution
 from .common import ceil_div, launch, on_device, readable, strides
 from .fft import Split, fft, pack, twiddles, unpack
-from .onchip import _mirrored, _not_silent, _or, _reflect, jit
+from .onchip.pairs import mirrored
+from .onchip.signs import either, not_silent
+from .onchip.stretches import jit, reflected
 
 BLOCK: tl.constexpr = tl.constexpr(1024)  # samples of the waveform that are read at a time
 TINY: tl.constexpr = tl.constexpr(torch.finfo(torch.float32).tiny)
@@ -71,7 +73,7 @@ def _pair(estimates, actuals, window, start, last, length, hop, width, RADICES: 
     begin = start + tl.where(tl.arange(0, 2 * RADICES[0])[None, :] < RADICES[0], 0, hop)
     at = _places(start, hop, RADICES)
     inside = (at < width) & (begin <= last)
-    p = _reflect(begin + at, length)
+    p = reflected(begin + at, length)
     e = tl.load(estimates + p, mask=inside, other=0.0).to(tl.float32)
     t = tl.load(actuals + p, mask=inside, other=0.0).to(tl.float32)
     x = unpack((e - t) * tl.load(window + at, mask=inside, other=0.0))
@@ -113,7 +115,7 @@ def _directions(re, im, a_sounds, b_sounds):
     b_sum = tl.zeros(re[0].shape, tl.float32)
     for k in tl.static_range(R // 2):
         # Bin n - k is in the mirrored column of the mirrored tensor, of column 0 one further.
-        gr, gi = _mirrored(re[R - 1 - k], im[R - 1 - k])
+        gr, gi = mirrored(re[R - 1 - k], im[R - 1 - k])
         gr = tl.where(c == 0, re[(R - k) % R], gr)
         gi = tl.where(c == 0, im[(R - k) % R], gi)
         edge = (c == 0) & (k == 0)
@@ -122,7 +124,7 @@ def _directions(re, im, a_sounds, b_sounds):
         low_im += (xi,)
         a_sum += a
         b_sum += b
-        gr, gi = _mirrored(re[k], im[k])
+        gr, gi = mirrored(re[k], im[k])
         gr = tl.where(c == 0, re[k + 1], gr)
         gi = tl.where(c == 0, im[k + 1], gi)
         edge = (c == 0) & (k == R // 2 - 1)
@@ -167,8 +169,8 @@ def _walk(
     for start in range(origin + first * hop, end, 2 * hop):
         last = origin + length
         re, im = _pair(estimates, actuals, window, start, last, length, hop, width, RADICES)
-        sounding = tl.where(_not_silent(re), 1, 0) | tl.where(_not_silent(im), 2, 0)
-        sounding = tl.reduce(sounding, 0, _or)
+        sounding = tl.where(not_silent(re), 1, 0) | tl.where(not_silent(im), 2, 0)
+        sounding = tl.reduce(sounding, 0, either)
         for inverse in range(1 + GRADIENT + zero):  # not to be unrolled
             re, im = fft(re, im, p_twiddles, R2, R1)
             if inverse == 0:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution, Statistics
-from torch_l1snr_fast.kernels.triton import onchip
+from torch_l1snr_fast.kernels.triton.onchip import stretches
 
 from . import emulated
 
@@ -79,7 +79,7 @@ def test_more_than_2_to_the_31_elements(
         for part in (x[..., :TAIL], x[..., -TAIL:]):
             part.copy_(0.1 * torch.randn(part.shape))
     large, gradient = evaluated(PLANS[plan], e, t, some=True)
-    monkeypatch.setattr(onchip, "WARPS", 1)  # stretches as long as those of much data
+    monkeypatch.setattr(stretches, "WARPS", 1)  # stretches as long as those of much data
     for row in range(ROWS):
         tails = [x[row : row + 1, :, -TAIL:].contiguous() for x in (e, t)]
         small, want = evaluated(PLANS[plan], *tails, some=False)

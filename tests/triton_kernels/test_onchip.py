@@ -44,6 +44,8 @@ from torch_l1snr_fast.kernels.plan import (
 )
 from torch_l1snr_fast.kernels.triton import offchip, onchip, stft
 from torch_l1snr_fast.kernels.triton.fft import SPLITS, twiddles
+from torch_l1snr_fast.kernels.triton.onchip import stretches
+from torch_l1snr_fast.kernels.triton.onchip.stretches import backward_spans, forward_spans
 
 import torch_l1snr_fast as package
 from torch_l1snr_fast import reference
@@ -88,7 +90,7 @@ def single(*shape: int, device: torch.device, seed: int = 0) -> tuple[Tensor, Te
 
 
 def decoded(words: Tensor, res: Resolution, shape: tuple[int, ...]) -> Tensor:
-    """Signs -1, 0 or 1 of Re and Im [B, C, frames, bins, 2], as the docstring of onchip has them.
+    """Signs -1, 0 or 1 of Re and Im [B, C, frames, bins, 2], as the docstring of signs.py has them.
 
     Of a frame that completes the last pair, and does not exist, all are zero.
     """
@@ -202,11 +204,11 @@ def test_lengths_with_levels(length: int, device: torch.device):
     verify(spectral(SPECTRUM_BLEND), e, t)
 
 
-@pytest.mark.parametrize("warps", [1, 8, onchip.WARPS])
+@pytest.mark.parametrize("warps", [1, 8, stretches.WARPS])
 @pytest.mark.parametrize("length", [1279, 1409])
 def test_stretches(length: int, warps: int, device, monkeypatch: pytest.MonkeyPatch):
     """Several per signal, of the least span, of a longer one, and one for all; the last unequal."""
-    monkeypatch.setattr(onchip, "WARPS", warps)
+    monkeypatch.setattr(stretches, "WARPS", warps)
     e, t = (layouts(x)["sliced"] for x in single(1, 1, length, device=device))
     verify(spectral(SPECTRUM_LEVEL), e, t)
 
@@ -313,8 +315,8 @@ def test_silence_and_equality(device: torch.device):
 ONE_SAMPLE = [
     (64, 1050, 0, 1),
     (64, 1050, 290, 1),  # frames 3 to 6: their pairs begin and end with a silent one
-    (64, 1050, 290, onchip.WARPS),
-    (64, 1050, 1040, onchip.WARPS),  # frames 15 and 16, the last, which has no partner
+    (64, 1050, 290, stretches.WARPS),
+    (64, 1050, 1040, stretches.WARPS),  # frames 15 and 16, the last, which has no partner
     (128, 4000, 3840, 1),  # frame 30 alone of 32 in one stretch
     (128, 4000, 3968, 1),  # and frame 31
 ]
@@ -323,7 +325,7 @@ ONE_SAMPLE = [
 @pytest.mark.parametrize(("hop", "length", "at", "warps"), ONE_SAMPLE)
 def test_one_sample_differs(hop, length, at, warps, device, monkeypatch: pytest.MonkeyPatch):
     """Signs only in the frames that have it, with all pairs in one stretch or two in each."""
-    monkeypatch.setattr(onchip, "WARPS", warps)
+    monkeypatch.setattr(stretches, "WARPS", warps)
     res = Resolution(256, hop, 256)
     e, t = single(1, 1, length, device=device)
     e.copy_(t)
@@ -526,10 +528,10 @@ def test_stretches_cover_every_pair_and_every_hop_once():
             res = Resolution(n, hop, n)
             for length in (n // 2 + 1, n, 3 * n + 1, 44100, 485100, 2**29):
                 for count in (1, 3, 64):
-                    pairs, span, stretches = onchip.forward_spans(res, count, res.frames(length))
+                    pairs, span, stretches = forward_spans(res, count, res.frames(length))
                     assert 2 * pairs in (res.frames(length), res.frames(length) + 1)
                     assert 0 < pairs - (stretches - 1) * span <= span <= 16  # bits of frames
-                    steps, span, stretches = onchip.backward_spans(res, count, length)
+                    steps, span, stretches = backward_spans(res, count, length)
                     assert 2 * hop * steps >= length + n
                     assert stretches == 1 or steps >= stretches * span
                     if stretches > 1:

@@ -1,0 +1,271 @@
+r"""Waveforms to sums and signs of their spectra.
+
+Frames f and f + 1 of one signal, windowed, are the real and imaginary part of z; with Z = FFT(z)
+and G_k = conj(Z_{n-k}) their spectra are A_k = (Z_k + G_k) / 2, B_k = (Z_k - G_k) / 2i. A program
+does so with a stretch of such pairs (see ``stretches``) of D = STFT(e - t) or of T = STFT(t), adds
+up \|Re\| and \|Im\|, and packs the signs of D.
+
+*Samples that are not finite* leave no finite sum behind. So clean data is read as it is, and only
+the stretch whose sums are not finite is done again with NaN as 0 and +-Inf as +-1; its samples that
+are not finite are counted, and those of the estimates noted for the backward.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ... import plan
+from ...plan import Resolution
+from ..common import COLUMNS, finite, sanitized, store_partials, strides
+from ..fft import SPLITS, fft, twiddles, unpack
+from ..unknown import BITS, store_unknown
+from .pairs import separate
+from .signs import either, not_silent, silence, store_signs
+from .stretches import (
+    forward_stretch,
+    forward_stretches,
+    jit,
+    launch,
+    points,
+    reflected,
+    signal_of,
+    zeros,
+)
+
+NONFINITE: tl.constexpr = tl.constexpr(plan.NONFINITE)
+
+
+@triton.jit
+def _read(
+    waves,
+    start,
+    length,
+    dirty,
+    COUNT: tl.constexpr,
+    CHUNK: tl.constexpr,
+    ERROR: tl.constexpr,
+    SANITIZE: tl.constexpr,
+    INSIDE: tl.constexpr,
+):
+    """COUNT chunks of e - t or of t, from position ``start`` of the reflected signal."""
+    p_e, p_t = waves
+    p = tl.arange(0, COUNT)[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]  # [in chunk, chunk]
+    if INSIDE:
+        p_e += start
+        p_t += start
+    else:
+        p = reflected(start + p, length)
+    x = tl.load(p_t + p).to(tl.float32)
+    if SANITIZE and not INSIDE:
+        x = tl.where(dirty, sanitized(x), x)
+    if ERROR:
+        e = tl.load(p_e + p).to(tl.float32)
+        if SANITIZE and not INSIDE:
+            e = tl.where(dirty, sanitized(e), e)
+        x = e - x
+    return unpack(x)
+
+
+@triton.jit
+def _windowed(x, window, SHIFT: tl.constexpr):
+    """Frames A and B, a hop apart, of the chunks that both reach over."""
+    R: tl.constexpr = len(x) - SHIFT
+    CHUNK: tl.constexpr = x[0].shape[0]
+    chunk = tl.arange(0, R)[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]
+    w = unpack(tl.load(window + chunk))
+    a, b = (), ()
+    for j in tl.static_range(R):
+        a += (x[j] * w[j],)
+        b += (x[j + SHIFT] * w[j],)
+    return a, b
+
+
+@triton.jit
+def _sum_abs(x):
+    total = tl.abs(x[0])
+    for k in tl.static_range(1, len(x)):
+        total += tl.abs(x[k])
+    return total
+
+
+@triton.jit
+def _add_up(sum_re, sum_im, a_re, a_im, b_re, b_im, a_end, b_end, there):
+    """The sums with a pair's |Re| and |Im| added, of B only if it is ``there``."""
+    sum_re += _sum_abs(a_re) + tl.abs(a_end) + there * (_sum_abs(b_re) + tl.abs(b_end))
+    sum_im += _sum_abs(a_im) + there * _sum_abs(b_im)
+    return sum_re, sum_im
+
+
+@triton.jit
+def _count(waves, first, stop, BLOCK: tl.constexpr):
+    """Samples first <= p < stop of e and of t that are not finite."""
+    p_e, p_t = waves
+    count = tl.zeros([BLOCK], tl.float32)
+    at = tl.arange(0, BLOCK)
+    for p in range(first, stop, BLOCK):
+        e = tl.load(p_e + p + at, mask=p + at < stop, other=0.0).to(tl.float32)
+        t = tl.load(p_t + p + at, mask=p + at < stop, other=0.0).to(tl.float32)
+        count += tl.where(finite(e), 0.0, 1.0) + tl.where(finite(t), 0.0, 1.0)
+    return tl.sum(count, 0)
+
+
+@triton.jit
+def _stretch(
+    waves,
+    tables,
+    kept,
+    p_partials,
+    length,
+    frames,
+    first,
+    stop,
+    HOP: tl.constexpr,
+    RADICES: tl.constexpr,
+    ERROR: tl.constexpr,
+    SAVE: tl.constexpr,
+    SANITIZE: tl.constexpr,
+):
+    """What the pairs first <= i < stop of D or of T leave: their row of sums, and signs."""
+    R1: tl.constexpr = RADICES[0]
+    R2: tl.constexpr = RADICES[1]
+    R3: tl.constexpr = RADICES[2]
+    N: tl.constexpr = R1 * R2 * R3
+    CHUNK: tl.constexpr = R2 * R3
+    SHIFT: tl.constexpr = HOP // CHUNK
+    window, p_twiddles = tables
+    p_signs, p_unknown = kept
+
+    dirty = first < 0
+    todo = first < stop
+    while todo:
+        held = zeros(R1 - SHIFT, CHUNK)
+        sum_re = tl.zeros([R1 * R2], tl.float32)  # [bin mod n / R3]
+        sum_im = tl.zeros([R1 * R2], tl.float32)
+        sounding = tl.zeros([CHUNK], tl.int32)  # a bit for each frame
+        for i in range(first - N // (2 * HOP), stop):
+            start = i * (2 * HOP) + N // 2 - HOP
+            if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:
+                new = _read(waves, start, length, dirty, 2 * SHIFT, CHUNK, ERROR, SANITIZE, True)
+            else:
+                new = _read(waves, start, length, dirty, 2 * SHIFT, CHUNK, ERROR, SANITIZE, False)
+            x = held + new
+            held = x[2 * SHIFT :]
+            if i >= first:
+                a, b = _windowed(x, window, SHIFT)
+                if SAVE:
+                    sounding |= tl.where(not_silent(a), 1 << (2 * (i - first)), 0)
+                    sounding |= tl.where(not_silent(b), 2 << (2 * (i - first)), 0)
+                re, im = fft(a, b, p_twiddles, R2, R3)
+                a_re, a_im, b_re, b_im, a_end, b_end = separate(re, im)
+                there = tl.where(2 * i + 1 < frames, 1.0, 0.0)
+                sum_re, sum_im = _add_up(
+                    sum_re, sum_im, a_re, a_im, b_re, b_im, a_end, b_end, there
+                )
+                if SAVE:
+                    p_words = p_signs + i * (N // 8)
+                    store_signs(p_words, a_re, a_im, b_re, b_im, a_end, b_end)
+
+        re, im = 0.5 * tl.sum(sum_re, 0), 0.5 * tl.sum(sum_im, 0)  # of 2A and 2B
+        if ERROR:
+            store_partials(p_partials, re, im, 0.0, 0.0, 0.0, 0.0, 0.0)
+        else:
+            store_partials(p_partials, 0.0, 0.0, re, im, 0.0, 0.0, 0.0)
+        if SAVE:
+            silence(p_signs, frames, first, stop, tl.reduce(sounding, 0, either), WORDS=N // 8)
+        todo = first < 0
+        if SANITIZE:
+            if ERROR:
+                if dirty:
+                    begin, end = first * (2 * HOP), tl.minimum(stop * (2 * HOP), length)
+                    tl.store(p_partials + NONFINITE, _count(waves, begin, end, BLOCK=CHUNK))
+                    if SAVE:
+                        for p in range(begin, end, CHUNK * BITS):
+                            store_unknown(waves[0], p_unknown, p, end, CHUNK)
+            todo = ~dirty & ~finite(re + im)
+            dirty = todo
+
+
+@jit
+def stft_statistics_kernel(
+    estimates, estimate_batch, estimate_channel,  # [B, C, L], any row and channel stride
+    actuals, actual_batch, actual_channel,  # [B, C, L], any row and channel stride
+    window,  # [n]
+    p_twiddles,  # [2, n]
+    signs,  # [B C, pairs, R3 / 8, n / R3], written if SAVE
+    unknown,  # [B C, ceil(L / 32)], written if SAVE and SANITIZE, by stretches that find some
+    partials,  # [B C, stretches, SIGNALS, COLUMNS], written
+    channels,
+    length,
+    span,  # pairs to a stretch
+    HOP: tl.constexpr,
+    RADICES: tl.constexpr,
+    SIGNALS: tl.constexpr,  # 2: D and T; 1: D alone
+    SAVE: tl.constexpr,
+    SANITIZE: tl.constexpr,
+):  # fmt: skip
+    """Sums and signs of one stretch of ``span`` pairs of frames.
+
+    Neighbouring programs do D and T of the same stretch, so that its samples are read from memory
+    once.
+    """
+    program = tl.program_id(0)
+    stretches = forward_stretches(span, length, HOP)
+    stretch = program // SIGNALS % stretches
+    signal = (program // SIGNALS // stretches).to(tl.int64)
+    first, stop, frames = forward_stretch(stretch, span, length, HOP)
+    p_e = signal_of(estimates, estimate_batch, estimate_channel, signal, channels)
+    p_t = signal_of(actuals, actual_batch, actual_channel, signal, channels)
+    if SAVE:
+        signs += signal * ((frames + 1) // 2) * (points(RADICES) // 8)
+        if SANITIZE:
+            unknown += signal * ((length + BITS - 1) // BITS)
+    waves, tables, kept = (p_e, p_t), (window, p_twiddles), (signs, unknown)
+    p_partials = partials + program.to(tl.int64) * COLUMNS
+    if program % SIGNALS == 0:
+        _stretch(
+            waves, tables, kept, p_partials, length, frames, first, stop, HOP, RADICES,
+            ERROR=True, SAVE=SAVE, SANITIZE=SANITIZE,
+        )  # fmt: skip
+    else:
+        _stretch(
+            waves, tables, kept, p_partials, length, frames, first, stop, HOP, RADICES,
+            ERROR=False, SAVE=False, SANITIZE=SANITIZE,
+        )  # fmt: skip
+
+
+def statistics(
+    estimates: Tensor,
+    actuals: Tensor,
+    res: Resolution,
+    signs: Tensor | None,
+    unknown: Tensor | None,
+    partials: Tensor,
+    span: int,
+    kinds: int,
+    sanitize: bool,
+) -> None:
+    """Write the ``partials`` [signals, stretches, kinds, COLUMNS] and, if given, ``signs``."""
+    launch(
+        stft_statistics_kernel,
+        partials.shape[:-1].numel(),
+        res,
+        estimates=estimates,
+        **strides("estimate", estimates),
+        actuals=actuals,
+        **strides("actual", actuals),
+        window=res.window(partials.dtype, partials.device),
+        p_twiddles=twiddles(res.n_fft, partials.device),
+        signs=signs,
+        unknown=unknown,
+        partials=partials,
+        channels=estimates.shape[1],
+        length=estimates.shape[2],
+        span=span,
+        HOP=res.hop_length,
+        RADICES=SPLITS[res.n_fft].radices,
+        SIGNALS=kinds,
+        SAVE=signs is not None,
+        SANITIZE=sanitize,
+    )
