@@ -165,7 +165,7 @@ def stft_gradient_kernel(
 
 
 def gradient(
-    signs: Tensor,
+    signs: Tensor | None,
     edges: Tensor | None,
     partials: Tensor | None,
     unknown: Tensor | None,
