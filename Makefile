@@ -19,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist workste
 test: $(READY)
 	$(PYTEST) -m "not slow"
 
-# And what takes minutes: kernels for four GPUs, every barrier taken out once, large transforms.
+# And what takes minutes: kernels for four GPUs, all pairs of dtypes, long signals, large transforms.
 test-all: test
 	$(PYTEST) -m slow
 
