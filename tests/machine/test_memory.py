@@ -160,6 +160,11 @@ FAULTS: list[tuple[str, str, int, set[str]]] = [
         ROW + "st.shared.v4.b32 [%r3+8], {%r0, %r0, %r0, %r0};\n", 32, {"shared-misaligned"},
     ),
     ("word that nobody wrote", "ld.shared.b32 %r5, [smem+8];\n", 32, {"shared-uninitialised"}),
+    (
+        "word of which half is written",
+        "cvt.u16.u32 %h1, %r0;\nst.shared.b16 [smem], %h1;\nld.shared.b32 %r5, [smem];\n",
+        1, {"shared-uninitialised"},
+    ),
     ("matrix that nobody wrote", ROW + LOAD_ROWS, 32, {"shared-uninitialised"}),
     (
         "matrix by one warp, read by another",
@@ -195,6 +200,15 @@ FAULTS: list[tuple[str, str, int, set[str]]] = [
         "pointer that is put together of halves",
         "mov.b64 {%r4, %r5}, %q0;\nmov.b64 %q1, {%r4, %r5};\nld.global.b32 %r5, [%q1];\n",
         32, {"pointer-of-unknown-origin"},
+    ),
+    (
+        "pointer that is a product",
+        "mov.b64 %q1, %q0;\nmul.lo.s64 %q1, %q0, 1;\nld.global.b32 %r5, [%q1];\n",
+        32, {"pointer-of-unknown-origin"},
+    ),
+    (
+        "pointer that is a pointer and a difference of two",
+        "sub.s64 %q1, %q0, %q0;\nadd.s64 %q1, %q1, %q0;\nld.global.b32 %r5, [%q1];\n", 32, set(),
     ),
     (
         "half of a vector beyond the end",
