@@ -40,6 +40,7 @@ typedef struct {
   s32 leader;               // control may arrive here from elsewhere than the instruction before
   s32 sync;                 // register with the lanes that a collective instruction names, -1: none
   s32 meet;                 // of a branch: where the lanes that it parts meet again, -1: unknown
+  s32 side, n_side;         // and if they only compute until then, which registers they assign; -1: more
   s32 to, from;             // how many destinations and sources there are
   s32 wide;                 // destinations have 64 bits and may point into memory
   s32 negated;              // a predicate among the sources is
@@ -57,6 +58,7 @@ typedef struct {
   const s32 *const_offset; // constants: where, and 8 bytes of value, and their width (1: predicate)
   const s64 *const_value;
   const s32 *const_width;
+  const s32 *assigned; // registers, for Ins.side
   s32 tid[3], ctaid[3], ntid[3], nctaid[3], laneid, warpid; // special registers, -1: unused
   s32 shared_granule; // bytes of shared memory that are watched as one
 } Program;
@@ -142,6 +144,8 @@ typedef struct {
   u32 present, alive, waiting, parked;
   u32 strong, weak; // epochs of the warp: bar.warp.sync orders memory, a shuffle only execution
   Meeting meetings[MEETINGS];
+  u32 shaded;      // lanes whose way data has decided, which only computes
+  s32 until[WARP]; // where that way ends
 } Warp;
 
 typedef struct {

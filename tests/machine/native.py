@@ -70,7 +70,10 @@ def fields(kind: Any, names: str) -> list[tuple[str, Any]]:
 
 class Ins(c.Structure):
     _fields_ = [
-        *fields(c.c_int32, "op kind space guard guard_negated leader sync meet to from_ wide"),
+        *fields(
+            c.c_int32,
+            "op kind space guard guard_negated leader sync meet side n_side to from_ wide",
+        ),
         *fields(c.c_int32, "negated how n size width to_bits from_bits to_width from_width"),
         *fields(c.c_int32, "to_signed from_signed saturate"),
         *fields(c.c_int32 * 12, "o"),
@@ -82,7 +85,7 @@ class Program(c.Structure):
     _fields_ = [
         *fields(c.POINTER(Ins), "ins"),
         *fields(c.c_int64, "n_ins regs_bytes n_consts"),
-        *fields(c.c_void_p, "const_offset const_value const_width"),
+        *fields(c.c_void_p, "const_offset const_value const_width assigned"),
         *fields(c.c_int32 * 3, "tid ctaid ntid nctaid"),
         *fields(c.c_int32, "laneid warpid shared_granule"),
     ]

@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from . import native
-from .decode import BARRIER, BRANCH, Decoder, Operation, Register
+from .decode import ARITHMETIC, BARRIER, BRANCH, Decoder, Operation, Register
 from .ptx import Kernel, PTXError, parse
 
 LANES = 32
@@ -27,6 +27,8 @@ class Program:
         self.offsets, size = self.lay_out(decode)
         self.leaders = self.find_leaders()
         self.meetings = self.find_meetings()
+        self.sides = self.find_sides()
+        self.assigned: list[int] = []  # by all of their ways, one after another
         self.instructions = (native.Ins * len(self.code))()
         leaders = set(self.leaders)
         for index, x in enumerate(self.instructions):
@@ -58,20 +60,25 @@ class Program:
         ends = {k + 1 for k, x in enumerate(self.code) if x.kind in (BRANCH, BARRIER)}
         return sorted({0, len(self.code) - 1} | targets | ends & set(range(len(self.code))))
 
-    def find_meetings(self) -> dict[int, int]:
-        """Of each conditional branch its immediate postdominator, where its threads meet again."""
+    def flow(self) -> tuple[list[int], list[list[int]]]:
+        """Blocks' last instructions, and the blocks that may follow; one more is after all ends."""
         starts, count = self.leaders, len(self.code)
         block_of = {start: k for k, start in enumerate(starts)}
         last = [end - 1 for end in [*starts[1:], count]]
-        leave = len(starts)  # a block after all returns
         after: list[list[int]] = []
         for end in last:
             x = self.code[end]
-            jumps = {"bra": [block_of.get(x.fields.get("imm", 0), 0)], "ret": [leave]}
-            ways = jumps.get(x.name, [])
-            if (not ways or x.guard) and end + 1 < count:
-                ways = [*ways, block_of[end + 1]]
-            after.append(ways)
+            ways = {"bra": [block_of.get(x.fields.get("imm", 0), 0)], "ret": [len(starts)]}
+            next_ones = ways.get(x.name, [])
+            if (not next_ones or x.guard) and end + 1 < count:
+                next_ones = [*next_ones, block_of[end + 1]]
+            after.append(next_ones)
+        return last, after
+
+    def find_meetings(self) -> dict[int, int]:
+        """Of each conditional branch its immediate postdominator, where its threads meet again."""
+        last, after = self.flow()
+        leave = len(last)
         # Sets of blocks, as bits of integers: those that every way to the end goes through.
         everything = (1 << leave + 1) - 1
         behind = [everything] * leave + [1 << leave]
@@ -83,13 +90,29 @@ class Program:
                 new |= 1 << k
                 changed |= new != behind[k]
                 behind[k] = new
-        nearest = {behind[p]: starts[p] for p in range(leave)}
+        nearest = {behind[p]: self.leaders[p] for p in range(leave)}
         return {
             end: nearest[behind[k] & ~(1 << k)]
             for k, end in enumerate(last)
             if self.code[end].name == "bra" and self.code[end].guard
             if behind[k] & ~(1 << k) in nearest
         }
+
+    def find_sides(self) -> dict[int, list[int]]:
+        """Of branches whose ways only compute until they meet: the registers that these assign."""
+        last, after = self.flow()
+        sides = {}
+        for branch, meeting in self.meetings.items():
+            end, todo = self.leaders.index(meeting), list(after[last.index(branch)])
+            blocks: set[int] = set()
+            while todo:
+                if (k := todo.pop()) != end and k not in blocks:
+                    blocks.add(k)
+                    todo += after[k]
+            inside = [x for k in blocks for x in self.code[self.leaders[k] : last[k] + 1]]
+            if all(x.kind == ARITHMETIC or x.name == "bra" for x in inside):
+                sides[branch] = sorted({self.offsets[name] for x in inside for name, _ in x.to})
+        return sides
 
     def fill(self, x: native.Ins, index: int) -> None:
         code, at = self.code[index], self.offsets
@@ -98,6 +121,10 @@ class Program:
         x.guard_negated = code.guard_negated
         x.sync = at[code.sync] if code.sync is not None else -1
         x.meet = self.meetings.get(index, -1)
+        x.side, x.n_side = len(self.assigned), -1
+        if index in self.sides:
+            x.n_side = len(self.sides[index])
+            self.assigned += self.sides[index]
         x.to, x.from_ = len(code.to), len(code.sources)
         x.wide = bool(code.to) and all(width == 8 for _, width in code.to)
         for k, (name, _) in enumerate([*code.to, *code.sources]):
@@ -111,10 +138,12 @@ class Program:
             np.array([self.offsets[n] for n in names], np.int32),
             np.array([value for value, _ in decode.constants], np.uint64),
             np.array([width for _, width in decode.constants], np.int32),
+            np.array(self.assigned, np.int32),
         )
         p = native.Program(ins=self.instructions, n_ins=len(self.code), regs_bytes=size)
         p.n_consts = len(names)
-        p.const_offset, p.const_value, p.const_width = (x.ctypes.data for x in self.arrays)
+        addresses = (x.ctypes.data for x in self.arrays)
+        p.const_offset, p.const_value, p.const_width, p.assigned = addresses
         for name in SPECIAL:
             getattr(p, name)[:] = [self.offsets.get(f"%{name}.{axis}", -1) for axis in "xyz"]
         p.laneid, p.warpid = (self.offsets.get(name, -1) for name in ("%laneid", "%warpid"))

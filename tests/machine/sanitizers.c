@@ -101,28 +101,39 @@ void watch_grid(const Step *s, GlobalShadow *g, int write, int atomic, int lane,
 // ---- data: what is loaded taints, and what is computed of it. Where taint reaches neither a branch,
 // nor a guard of an access, nor an address, the same accesses happen for all data.
 
+// A branch whose ways only compute until they meet again decides values alone: what its ways assign is
+// tainted, in a lane whichever way it goes, and what is assigned on the way.
+static void shade(const Step *s, u32 lanes) {
+  Warp *w = s->w;
+  for (int k = 0; k < s->i->n_side; k++) *taint(w, s->m->p->assigned[s->i->side + k]) |= lanes;
+  EACH(l, lanes & ~w->shaded) w->until[l] = s->i->meet;
+  w->shaded |= lanes;
+}
+
 void watch_data(const Step *s, u32 here) {
   const Ins *i = s->i;
+  Warp *w = s->w;
+  EACH(l, here & w->shaded) if (w->until[l] == s->pc) w->shaded &= ~(1u << l);
   if (i->kind == ARITHMETIC) return;
-  u32 guard = i->guard >= 0 ? *taint(s->w, i->guard) & here : 0;
-  if (guard)
-    REPORT(s, .kind = i->kind == BRANCH ? DATA_BRANCH : DATA_GUARD, .thread = thread_of(s->w, first(guard)));
+  u32 guard = i->guard >= 0 ? *taint(w, i->guard) & here : 0;
+  if (guard && i->op == OP_bra && i->n_side >= 0) shade(s, guard);
+  else if (guard) REPORT(s, .kind = i->kind == BRANCH ? DATA_BRANCH : DATA_GUARD, .thread = thread_of(w, first(guard)));
   if (i->space == NO_SPACE) return;
-  u32 address = *taint(s->w, i->o[i->to + i->from - 1]) & s->x;
+  u32 address = *taint(w, i->o[i->to + i->from - 1]) & s->x;
   if (address)
-    REPORT(s, .kind = i->space == SHARED ? DATA_SHARED : DATA_GLOBAL, .thread = thread_of(s->w, first(address)));
+    REPORT(s, .kind = i->space == SHARED ? DATA_SHARED : DATA_GLOBAL, .thread = thread_of(w, first(address)));
 }
 
 // From sources, and from what decides whether they are taken, to destinations. Loads have already
 // marked what comes from memory.
 void follow(const Step *s, u32 here) {
   const Ins *i = s->i;
-  u32 guard = i->guard >= 0 ? *taint(s->w, i->guard) & here : 0;
+  u32 decided = ((i->guard >= 0 ? *taint(s->w, i->guard) : 0) | s->w->shaded) & here;
   u32 from = 0;
   for (int k = 0; k < i->from; k++) from |= *taint(s->w, i->o[i->to + k]);
   if (i->kind == COLLECTIVE && from & s->x) from = FULL; // every lane may have another's
   for (int k = 0; k < i->to; k++) {
     u32 *to = taint(s->w, i->o[k]);
-    *to = (i->kind == MEMORY ? *to : *to & ~s->x) | (from & s->x) | guard;
+    *to = (i->kind == MEMORY ? *to : *to & ~s->x) | (from & s->x) | decided;
   }
 }

@@ -578,8 +578,10 @@ def tainted(body: str, **options: object) -> set[str]:
 
 LOAD = "mad.wide.s32 %q1, %r0, 4, %q0;\nld.global.b32 %r5, [%q1];\n"
 SETTING = LOAD.replace("%q0", "%q2")
-TO_BRANCH = "setp.gt.s32 %p1, %r5, 3;\n@%p1 bra $A;\nadd.s32 %r6, %r6, 1;\n$A:\n"
+TO_BRANCH = "setp.gt.s32 %p1, %r5, 3;\n@%p1 bra $A;\nld.global.b32 %r9, [%q2];\n$A:\n"
 TO_ADDRESS = "and.b32 %r6, %r5, 1020;\nadd.s32 %r7, %r2, %r6;\nst.shared.b32 [%r7], %r0;\n"
+AROUND = "mov.b32 %r6, 4;\nsetp.gt.s32 %p1, %r5, 3;\n@%p1 bra $B;\nmov.b32 %r6, 8;\n$B:\n"
+TO_ADDRESS_6 = "add.s32 %r7, %r2, %r6;\nst.shared.b32 [%r7], %r0;\n"
 TAINTS: list[tuple[str, str, set[str]]] = [
     ("data that is only computed with", LOAD + "add.s32 %r6, %r5, %r5;\n", set()),
     ("a branch on it", LOAD + TO_BRANCH, {"branch"}),
@@ -642,12 +644,26 @@ TAINTS: list[tuple[str, str, set[str]]] = [
     ),
     (
         "by vote",
-        f"{LOAD}setp.gt.s32 %p2, %r5, 3;\nvote.sync.any.pred %p1, %p2, -1;\n@%p1 bra $A;\n$A:\n",
+        f"{LOAD}setp.gt.s32 %p2, %r5, 3;\nvote.sync.any.pred %p1, %p2, -1;\n@%p1 bra $A;\n"
+        "ld.global.b32 %r9, [%q2];\n$A:\n",
         {"branch"},
     ),
     (
         "from an atomic",
         "atom.global.add.u32 %r5, [%q2], %r0;\n" + TO_BRANCH, {"branch"},
+    ),
+    ("a branch around what only computes", LOAD + AROUND, set()),
+    ("what it assigns", LOAD + AROUND + TO_ADDRESS_6, {"shared-address"}),
+    (
+        "what it would have assigned",
+        LOAD + AROUND.replace("@%p1", "@!%p1") + TO_ADDRESS_6, {"shared-address"},
+    ),
+    ("what is assigned after it", f"{LOAD}{AROUND}mov.b32 %r6, 8;\n{TO_ADDRESS_6}", set()),
+    (
+        "a loop that data ends, and what it has assigned",
+        f"{LOAD}mov.b32 %r6, 0;\n$L:\nadd.s32 %r6, %r6, 4;\nsub.s32 %r5, %r5, 1;\n"
+        f"setp.gt.s32 %p1, %r5, 0;\n@%p1 bra $L;\n{TO_ADDRESS_6}",
+        {"shared-address"},
     ),
     (
         "a return",

@@ -305,7 +305,6 @@ def lookup() -> None:
         (lookup, {"table"}, set()),
         (swap, True, set()),
         (reduce, True, set()),
-        (forever, True, {"data-dependent-branch"}),
     ],
 )
 def test_data_that_decides_is_found(launch: Launch, taint: Any, kinds: set[str]) -> None:

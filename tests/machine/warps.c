@@ -157,7 +157,7 @@ static void run_program(Machine *m) {
     Warp *w = &m->warps[k];
     int threads = l->threads - WARP * k;
     w->present = w->alive = threads >= WARP ? FULL : (1u << threads) - 1;
-    w->waiting = w->parked = w->n_meetings = 0;
+    w->waiting = w->parked = w->shaded = w->n_meetings = 0;
     memset(w->pc, 0, sizeof w->pc);
     for (int d = 0; d < 3; d++)
       if (p->ctaid[d] >= 0) EACH(lane, FULL) ((u32 *)reg(w, p->ctaid[d]))[lane] = m->ctaid[d];
