@@ -22,6 +22,9 @@ from unittest import mock
 import torch
 import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
 from torch_l1snr_fast.kernels import eager
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
@@ -38,8 +41,6 @@ from torch_l1snr_fast.kernels.triton import (
     unknown,
     waveform,
 )
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 from .kernels import CASES, Case, compiling, evaluate
 from .registry import on_machine, torch_fft_route

@@ -25,12 +25,13 @@ from unittest import mock
 import torch
 import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
 from torch_l1snr_fast.kernels.eager.waveform import compute_dtype
 from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

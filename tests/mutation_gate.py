@@ -527,7 +527,6 @@ def copy_of_the_library(folder: Path) -> Path:
     """The package as it is installed: with the kernels inside."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / PACKAGE, folder / PACKAGE, ignore=ignored)
-    shutil.copytree(ROOT / "kernels", folder / PACKAGE / "kernels", ignore=ignored)
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder / PACKAGE

@@ -12,10 +12,10 @@ import torch
 from cases import KINDS, SPECTRAL, WAVEFORM, build, signals, value_and_grad
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch_l1snr_fast.kernels.eager import few, waveform
-from torch_l1snr_fast.kernels.plan import PARTS
 
 import torch_l1snr_fast as package
+from torch_l1snr_fast.kernels.eager import few, waveform
+from torch_l1snr_fast.kernels.plan import PARTS
 
 TINY = {"n_ffts": [8, 7], "hop_lengths": [4, 3], "win_lengths": [8, 5], "min_audio_length": 5}
 # delta_lambda = 0: lambda is detached, which finite differences cannot know.

@@ -10,12 +10,12 @@ import pytest
 import torch
 from cases import incoming, signals, value_and_grad
 from torch import Tensor, nn
-from torch_l1snr_fast.kernels.eager import complex_stft as eager
-from torch_l1snr_fast.kernels.eager import stft
 
 import torch_l1snr_fast as package
 from torch_l1snr_fast import MultiResolutionComplexSTFTLoss, functional
 from torch_l1snr_fast import complex_stft as module
+from torch_l1snr_fast.kernels.eager import complex_stft as eager
+from torch_l1snr_fast.kernels.eager import stft
 
 LENGTH = cases.LENGTH
 # Longer than n_fft, as long, shorter; hops of a prime, as in BS-RoFormer.

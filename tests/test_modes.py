@@ -24,10 +24,10 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
-from torch_l1snr_fast.kernels import complex_plan, modes, plan
-from torch_l1snr_fast.kernels.eager import stft, workspace
 
 import torch_l1snr_fast as package
+from torch_l1snr_fast.kernels import complex_plan, modes, plan
+from torch_l1snr_fast.kernels.eager import stft, workspace
 
 ROOT = Path(package.__file__).parent.parent
 COMPLEX = "MultiResolutionComplexSTFTLoss"

@@ -1,11 +1,7 @@
-"""What is added to torch-l1-snr: options, components, functions, injected parts, the stand-in."""
+"""What is added to torch-l1-snr: options, components, functions, injected parts."""
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import cases
@@ -529,83 +525,3 @@ def test_part_with_another_reduction_of_its_own(parts: dict[str, str]):
             expected("STFTL1SNRDBLoss", e, t)[0].mean(),
         )
         cases.assert_close(loss(e, t), np.mean(rows), 1e-10)
-
-
-# Standing in for torch-l1-snr
-
-EXAMPLES = Path(__file__).parent / "data" / "early_readme.md"
-
-
-def python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-
-
-def examples() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", EXAMPLES.read_text(), re.DOTALL)
-
-
-# The page calls backward() on estimates that ask for no gradient. That fails with any loss, so here
-# every first torch.randn, which makes the estimates, asks for it.
-WITH_LEAVES = """
-import itertools, torch
-torch.randn = lambda *shape, make=torch.randn, turn=itertools.cycle([True, False]): make(
-    *shape, requires_grad=next(turn)
-)
-"""
-
-
-def test_usage_examples_of_the_early_readme():
-    """They run with nothing but the name in the import changed."""
-    assert len(examples()) == 3
-    code = [WITH_LEAVES]
-    for source in examples():
-        assert source.count("torch_l1snr") == 1
-        code += [source.replace("torch_l1snr", "torch_l1snr_fast")]
-        code += ["assert loss.isfinite() and loss.requires_grad and loss_fn.__module__.startswith("]
-        code += ["    'torch_l1snr_fast')", "print('gradient', estimates.grad is not None)"]
-    result = python("\n".join(code))
-    assert result.returncode == 0, result.stderr
-    assert re.findall(r"(\w+) True", result.stdout) == ["gradient", "gradient"]
-    assert result.stdout.count("Loss: ") == 3
-
-
-def test_usage_examples_run_as_they_are_after_installing():
-    code = [
-        "import torch_l1snr_fast; torch_l1snr_fast.install_as_torch_l1_snr()",
-        WITH_LEAVES,
-        *examples(),
-        "assert type(loss_fn) is torch_l1snr_fast.MultiL1SNRDBLoss",
-    ]
-    result = python("\n".join(code))
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Loss: ") == 3
-
-
-def test_installing_redirects_every_way_to_import():
-    code = """
-import sys
-import torch_l1snr_fast as fast
-fast.install_as_torch_l1_snr()
-import torch_l1_snr
-import torch_l1_snr.l1snr as module
-import torch_l1snr
-from torch_l1_snr import MultiL1SNRDBLoss, dbrms
-from torch_l1_snr.l1snr import L1SNRLoss, L2SNRLoss, L1SNRDBLoss, STFTL1SNRDBLoss
-from torch_l1_snr.l1snr import dbrms as level
-from torch_l1snr import L1SNRLoss as early
-from torch_l1snr.l1snr import L1SNRLoss as earlier
-import importlib
-assert importlib.import_module("torch_l1_snr").MultiL1SNRDBLoss is fast.MultiL1SNRDBLoss
-assert MultiL1SNRDBLoss is fast.MultiL1SNRDBLoss
-assert L1SNRLoss is early is earlier is fast.L1SNRLoss is module.L1SNRLoss
-assert L2SNRLoss is fast.L2SNRLoss and L1SNRDBLoss is fast.L1SNRDBLoss
-assert STFTL1SNRDBLoss is fast.STFTL1SNRDBLoss
-assert dbrms is level is fast.dbrms
-assert torch_l1_snr.l1snr.MultiL1SNRDBLoss is fast.MultiL1SNRDBLoss
-assert set(torch_l1_snr.__all__) >= {"L1SNRLoss", "L2SNRLoss", "dbrms"}
-assert "torchaudio" not in sys.modules
-import pickle
-assert type(pickle.loads(pickle.dumps(L1SNRLoss("x")))) is fast.L1SNRLoss
-"""
-    result = python(code)
-    assert result.returncode == 0, result.stderr

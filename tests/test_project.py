@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import tomllib
@@ -34,12 +37,28 @@ def test_api_page_has_every_public_name():
 
 def test_every_package_is_in_the_wheel():
     listed = PROJECT["tool"]["setuptools"]["packages"]
-    folders = [ROOT / "torch_l1snr_fast", ROOT / "kernels"]
-    inits = [p.parent for folder in folders for p in sorted(folder.rglob("__init__.py"))]
-    found = [".".join(path.relative_to(ROOT).parts) for path in inits]
-    assert sorted(listed) == sorted(
-        f"torch_l1snr_fast.{name}" if name.startswith("kernels") else name for name in found
-    )
+    found = set()
+    for name in ("torch_l1snr_fast", "torch_l1snr_fast/kernels"):  # the latter is a link
+        for init in (ROOT / name).resolve().rglob("__init__.py"):
+            parts = init.parent.relative_to((ROOT / name).resolve()).parts
+            found.add(".".join([*name.split("/"), *parts]))
+    assert sorted(listed) == sorted(found)
+
+
+def test_the_root_is_a_place_to_import_from():
+    """After any kind of install and without one: python puts the current folder first."""
+    code = "import pathlib, torch_l1snr_fast.kernels.eager as k; print(pathlib.Path(k.__file__))"
+    command = [sys.executable, "-c", NO_EDITABLE_INSTALLS + code]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert Path(result.stdout.strip()).is_relative_to(ROOT / "torch_l1snr_fast" / "kernels")
+
+
+# Those of setuptools for other layouts than ours are finders, named so.
+NO_EDITABLE_INSTALLS = """
+import sys
+sys.meta_path[:] = [x for x in sys.meta_path if "editable" not in getattr(x, "__module__", "")]
+"""
 
 
 def test_workflow_and_ci_call_targets_that_exist():

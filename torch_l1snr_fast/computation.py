@@ -102,32 +102,40 @@ def select_stems(x: Tensor, stems: list[int]) -> Tensor:
     return torch.stack([x.select(1, i) for i in stems], dim=1)
 
 
+def length_of(length: int) -> str:
+    """For messages: torch.compile may know a length as a symbol alone, which is no text."""
+    return "the input" if torch.compiler.is_compiling() else f"input length {length}"
+
+
 def usable_resolutions(spectrum: Spectrum, length: int, notices: Notices) -> tuple[Resolution, ...]:
     """The resolutions that audio of this length can have; says so once if some or all cannot."""
     every = spectrum.resolutions
     usable = tuple(res for res in every if res.usable(length))
+    audio = length_of(length)
     if length < spectrum.min_audio_length:
         usable = ()
-        cause = f"input length {length} is below min_audio_length ({spectrum.min_audio_length})"
+        cause = f"{audio} is below min_audio_length ({spectrum.min_audio_length})"
     elif not usable:
+        needed = min(max(r.pad + 1, r.hop_length) for r in every)
         cause = (
-            f"input length {length} fits none of the resolutions n_ffts={[r.n_fft for r in every]}"
-            f" with hop_lengths={[r.hop_length for r in every]}: one needs at least n_fft//2 + 1"
-            " samples and one hop"
+            f"{audio} fits none of the resolutions n_ffts={[r.n_fft for r in every]} with"
+            f" hop_lengths={[r.hop_length for r in every]}, which need at least {needed} samples"
+            " (n_fft//2 + 1 and one hop); min_audio_length is not the constraint here"
         )
     elif len(usable) < len(every):
         notices.once(
             "dropped",
-            f"input length {length} is too short for the resolutions with"
-            f" n_fft={[r.n_fft for r in every if r not in usable]}, which need n_fft//2 + 1 samples"
-            f" and one hop. The loss averages over n_fft={[r.n_fft for r in usable]}, so it does"
-            " not compare with the loss of longer audio. Warned once.",
+            f"{audio} is too short for the resolution(s) with"
+            f" n_fft={[r.n_fft for r in every if r not in usable]}, each of which needs at least"
+            " n_fft//2 + 1 samples and one hop. The loss is the average over the usable ones, with"
+            f" n_fft={[r.n_fft for r in usable]}, and not comparable with that of longer audio."
+            " Warned once per loss instance.",
         )
     if not usable:
         notices.once(
             "fallback",
-            f"{cause}; falling back to the time-domain loss, which is another objective of about"
-            " half the size. Warned once.",
+            f"{cause}. The STFT loss is falling back to a time-domain loss, which is a different"
+            " objective of about half the size. Warned once per loss instance.",
         )
     return usable
 
@@ -210,8 +218,8 @@ def spectral_loss(
     if device.type == "mps" and spectrum.mps_cpu_fallback:
         call.notices.once(
             "mps",
-            "the STFT is computed on the CPU, because PyTorch's MPS backend has returned wrong STFT"
-            " gradients for long audio. mps_cpu_fallback=False disables this.",
+            "the STFT loss goes through CPU kernels: PyTorch's MPS backend has returned wrong"
+            " gradients of torch.stft for long audio. mps_cpu_fallback=False disables this.",
             UserWarning,
         )
         call = changed(call, estimates=call.estimates.cpu(), actuals=call.actuals.cpu())

@@ -27,11 +27,11 @@ class Notices:
 
     def once(self, kind: str, text: str, category: type[Warning] = RuntimeWarning) -> None:
         if kind not in self.given:
-            self.given.add(kind)
             if torch.compiler.is_compiling():
                 _warn_while_tracing(f"{self.name}: {text}", category)
             else:
                 warnings.warn(f"{self.name}: {text}", category, stacklevel=caller())
+            self.given.add(kind)  # once it is out: under -W error it is raised at every call
 
     def sanitized(self, count: Tensor | int) -> None:
         """Warn if ``count`` is not zero; from a GPU the answer is awaited by a later call."""
@@ -56,10 +56,10 @@ class Notices:
         if count:
             self.once(
                 "nonfinite",
-                f"{count} samples of estimates and actuals are NaN or infinite. They were replaced"
-                " (NaN by 0.0, +-Inf by +-1.0) and get no gradient, so a diverging model can show a"
-                " healthy loss. Check the model and the data, or pass check_finite=False to see"
-                " them in the loss. Warned once.",
+                f"{count} samples of estimates and actuals are non-finite and were sanitized (NaN"
+                " to 0.0, +/-Inf to +/-1.0, full scale). They get no gradient, so a diverging model"
+                " can show a healthy loss. Check the model and the data, or pass check_finite=False"
+                " to see them in the loss. Warned once per loss instance.",
             )
 
 

@@ -188,12 +188,12 @@ def resolutions(
     n_ffts, hop_lengths, win_lengths = (sizes(name, values) for name, values in lists.items())
     if not len(n_ffts) == len(hop_lengths) == len(win_lengths):
         raise ValueError(
-            "n_ffts, hop_lengths and win_lengths must have the same length, got"
+            "n_ffts, hop_lengths and win_lengths must all have the same length, got"
             f" {len(n_ffts)}, {len(hop_lengths)} and {len(win_lengths)}"
         )
     for n_fft, win_length in zip(n_ffts, win_lengths, strict=True):
         if win_length > n_fft:
-            raise ValueError(f"win_length ({win_length}) must not exceed its n_fft ({n_fft})")
+            raise ValueError(f"win_length ({win_length}) must not exceed the FFT size ({n_fft})")
     return tuple(
         Resolution(n, hop, win, window_fn)
         for n, hop, win in zip(n_ffts, hop_lengths, win_lengths, strict=True)
@@ -236,8 +236,8 @@ def waveforms(estimates: Tensor, actuals: Tensor) -> None:
     for name, x in (("estimates", estimates), ("actuals", actuals)):
         if x.ndim < 2:
             raise ValueError(
-                f"{name} must have at least 2 dimensions, batch first and time last, got shape"
-                f" {tuple(x.shape)}. Add a batch dimension: {name}.unsqueeze(0)"
+                f"{name} must be batch-first with at least 2 dimensions, time last, got shape"
+                f" {tuple(x.shape)}; add a batch dimension: {name}.unsqueeze(0)"
             )
         if x.numel() == 0:
             raise ValueError(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution, Statistics
 from torch_l1snr_fast.kernels.triton.onchip import stretches

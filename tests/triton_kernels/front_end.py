@@ -16,11 +16,11 @@ from unittest import mock
 import torch
 import triton
 import triton.language as tl
-from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
-from torch_l1snr_fast.kernels.triton import frames, waveform
 from triton.backends.nvidia.compiler import CUDABackend
 
 from benchmarks.kernels import LEVEL, OTHER, TARGETS, Case, compiling, run
+from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
+from torch_l1snr_fast.kernels.triton import frames, waveform
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WAVEFORM = [

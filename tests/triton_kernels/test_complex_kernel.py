@@ -9,12 +9,12 @@ import pytest
 import torch
 from checks import layouts
 from torch import Tensor
-from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
-from torch_l1snr_fast.kernels.triton import complex_stft as fused
-from torch_l1snr_fast.kernels.triton.common import launch
 
 import torch_l1snr_fast as package
 from torch_l1snr_fast import complex_stft as module
+from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
+from torch_l1snr_fast.kernels.triton import complex_stft as fused
+from torch_l1snr_fast.kernels.triton.common import launch
 
 # Of means, relative: as of the sums in test_onchip, whose transforms these are, and 2^-22.9 of a
 # reciprocal root.

@@ -25,11 +25,11 @@ from checks import (
     signals,
 )
 from torch import Tensor, nn
+
+import torch_l1snr_fast as package
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Plan, Resolution
 from torch_l1snr_fast.kernels.triton import offchip
-
-import torch_l1snr_fast as package
 
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import every_kernel

@@ -31,6 +31,9 @@ from checks import (
 )
 from test_fft import bound as fft_bound
 from torch import Tensor
+
+import torch_l1snr_fast as package
+from torch_l1snr_fast import reference
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.eager import sanitized
 from torch_l1snr_fast.kernels.plan import (
@@ -46,9 +49,6 @@ from torch_l1snr_fast.kernels.triton import offchip, onchip, stft
 from torch_l1snr_fast.kernels.triton.fft import SPLITS, twiddles
 from torch_l1snr_fast.kernels.triton.onchip import stretches
 from torch_l1snr_fast.kernels.triton.onchip.stretches import backward_spans, forward_spans
-
-import torch_l1snr_fast as package
-from torch_l1snr_fast import reference
 
 TERMS = {
     "d1": SPECTRUM,

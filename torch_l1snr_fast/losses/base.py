@@ -30,6 +30,16 @@ from ..computation import Call, Components, LossCall, Output, weighted
 from ..kernels.modes import variable
 from ..notices import Notices
 
+# Of torch-l1-snr 0.2.1: attributes of other names, and what a loss has warned of.
+OLD_NAMES = {"_l1_weight": "l1_weight", "window_fn_name": "window_fn"}
+OLD_ONLY = ("_min_lengths", "_resolved_spec_ref_level", "_allfailed_warned")
+OLD_NOTICES = {
+    "_nan_warned": "nonfinite",
+    "_fallback_warned": "fallback",
+    "_dropped_warned": "dropped",
+    "_mps_warned": "mps",
+}
+
 Kind = TypeVar("Kind", bound="type[Loss]")
 Part = TypeVar("Part", bound="Loss")
 
@@ -95,11 +105,13 @@ class Loss(nn.Module):
         setting = self._settings.get(name)
         if name in self._fixed and (setting is None or name in values):
             raise AttributeError(
-                f"{name} of {type(self).__name__} cannot be changed (to {value!r}):"
+                f"{name} of {type(self).__name__} is read-only (assigned {value!r}):"
                 f" {self._fixed[name]}"
             )
         if setting is None:
             super().__setattr__(name, value)
+            if name == "name":
+                self._notices.name = str(value)
             return
         value = setting.check(name, value)
         if isinstance(value, Tensor) or name in self._parameters:
@@ -111,8 +123,6 @@ class Loss(nn.Module):
             module = self._modules.get(part)
             if isinstance(module, Loss) and theirs in module._settings:
                 setattr(module, theirs, value)
-        if name == "name":
-            self._notices.name = value
 
     def _make_parts(self) -> None:
         # torch.compile looks for parameters in what it traces, of which these have none.
@@ -132,6 +142,27 @@ class Loss(nn.Module):
     def _settings_of(self, part: str) -> dict[str, Any]:
         values = self.__dict__
         return {theirs: values[ours] for theirs, ours in self._parts[part].items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state if "_notices" in state else self._from_torch_l1_snr(state))
+
+    def _from_torch_l1_snr(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of a loss that torch-l1-snr has pickled, as this package's."""
+        kind = next(kind for kind in type(self).__mro__ if "_settings" in vars(kind))
+        values = vars(kind(state["name"])) | {OLD_NAMES.get(k, k): v for k, v in state.items()}
+        modules = values["_modules"]
+        for part, table in kind._parts.items():
+            for theirs, ours in table.items():
+                if ours not in state and isinstance(modules.get(part), Loss):
+                    found = getattr(modules[part], theirs)
+                    values[ours] = kind._settings[ours].check(ours, found)
+        values["_modules"] = {k: v for k, v in modules.items() if k not in kind._fixed}
+        values["_notices"].given |= {
+            notice for flag, notice in OLD_NOTICES.items() if values.pop(flag, False)
+        }
+        computed = set(kind._fixed) - set(kind._settings)
+        gone = {*OLD_ONLY, *computed, *kind._late_parts, *values["_parameters"]}
+        return {name: value for name, value in values.items() if name not in gone}
 
     def forward(
         self,
@@ -201,8 +232,13 @@ def unhooked(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()  # type: ignore[no-untyped-call]
+        or hooks_on_all()
     )
+
+
+def hooks_on_all() -> bool:
+    """Whether hooks are registered on every module there is."""
+    return bool(_has_any_global_hook())  # type: ignore[no-untyped-call]
 
 
 def fusible(part: object, kind: type[Part], whole: Loss) -> TypeGuard[Part]:

@@ -66,7 +66,7 @@ class MultiL1SNRDBLoss(Loss):
         torch.Size([2, 4, 2, 4096])
     """
 
-    _fixed: ClassVar = {"l1_weight": BUILD_ANEW}
+    _fixed: ClassVar = BUILD_ANEW
     _parts: ClassVar = {
         "time_loss": {
             **SHARED,
@@ -187,21 +187,24 @@ def warn_of_injection(
         )
     lost = []
     if use_regularization:
-        lost.append("its adaptive level matching is dropped (use_time_regularization=False agrees)")
+        lost.append(
+            "its adaptive level-matching regularization is dropped (use_time_regularization=False"
+            " agrees, and the regularizer can be part of the module)"
+        )
     if time_loss_params is not None:
         lost.append("time_loss_params is ignored")
     if lost:
         warnings.warn(
-            f"time_loss_module replaces the built-in time-domain loss: {'; '.join(lost)}. lambda0,"
-            " delta_lambda, l1snr_eps, dbrms_eps, lmin, l1_weight and ref_level reach the STFT"
-            " domain alone.",
+            f"time_loss_module replaces the built-in time-domain loss: {'; '.join(lost)}. What it"
+            " shares with the spectrogram branch (lambda0, delta_lambda, l1snr_eps, dbrms_eps,"
+            " lmin, l1_weight, ref_level) reaches only that branch.",
             UserWarning,
             stacklevel=caller(),
         )
     if l1_weight == 1.0:
         warnings.warn(
-            "l1_weight=1.0 makes the STFT domain pure L1, but time_loss_module is used as it is and"
-            " does not honour it, although pure_l1_mode reads True.",
+            "l1_weight=1.0 puts the spectrogram branch in pure-L1 mode, but time_loss_module is"
+            " used as given and does not honour it, although pure_l1_mode reads True.",
             UserWarning,
             stacklevel=caller(),
         )

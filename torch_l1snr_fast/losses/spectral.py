@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -31,6 +31,12 @@ N_FFTS, HOP_LENGTHS, WIN_LENGTHS = [512, 1024, 2048], [128, 256, 512], [512, 102
 # Mean magnitude of a part of a unit-window STFT by the waveform's: torch-l1-snr's median over MUSDB
 # stems, from which it derives spec_ref_level.
 STFT_REF_RATIO = 0.19
+
+
+# Methods of torch-l1-snr's class, for which one pass over all has no use.
+NEVER_CALLED = frozenset(
+    {"_compute_complex_spec_l1snr_loss", "_compute_spec_level_matching", "_usable_resolutions"}
+)
 
 
 @settings
@@ -80,7 +86,11 @@ class STFTL1SNRDBLoss(Loss):
         [16]
     """
 
-    _fixed: ClassVar = {"l1_weight": BUILD_ANEW}
+    _fixed: ClassVar = {
+        **BUILD_ANEW,
+        "l1_loss": "it does not compute. Give MultiL1SNRDBLoss a time_loss_module, or sum losses",
+        "spectrogram_transforms": "there are none. Set n_ffts, hop_lengths, win_lengths, window_fn",
+    }
     _parts: ClassVar = {
         "fallback_time_loss": {
             **SHARED,
@@ -135,6 +145,14 @@ class STFTL1SNRDBLoss(Loss):
         self.check_finite = check_finite
         self.l1_scale = l1_scale
         self._resolutions()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in NEVER_CALLED & vars(cls).keys():
+            raise TypeError(
+                f"{cls.__name__} overrides {name}, which is torch-l1-snr's and would never be"
+                " called here. Override forward instead"
+            )
 
     @late_part
     def fallback_time_loss(self) -> nn.Module:
@@ -203,6 +221,29 @@ class STFTL1SNRDBLoss(Loss):
             self.mps_cpu_fallback,
             fallback,
         )
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+        # The windows, which checkpoints of torch-l1-snr before 0.2 hold, follow from the settings.
+        windows = f"{prefix}spectrogram_transforms."
+        unexpected_keys[:] = [key for key in unexpected_keys if not key.startswith(windows)]
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
         return spectral_loss(call, self._spectrum())

@@ -31,9 +31,12 @@ from ..validation import (
     Share,
     Weight,
 )
-from .base import Loss, fusible, late_part, same, settings, unhooked
+from .base import Loss, fusible, hooks_on_all, late_part, same, settings, unhooked
 
-BUILD_ANEW = "pure L1 is another computation. Build a new loss with the l1_weight you want"
+BUILD_ANEW = dict.fromkeys(
+    ("l1_weight", "pure_l1_mode"),
+    "pure L1 is another computation. Build a new loss with the l1_weight you want",
+)
 
 
 def scale_of_l1(given: float | None, pure: bool, level: float, eps: float, parts: int = 1) -> float:
@@ -88,7 +91,7 @@ class L1SNRLoss(Loss):
         -17.03
     """
 
-    _fixed: ClassVar = {"l1_weight": BUILD_ANEW}
+    _fixed: ClassVar = BUILD_ANEW
 
     def __init__(
         self,
@@ -202,7 +205,7 @@ class L1SNRDBLoss(Loss):
         -1.55
     """
 
-    _fixed: ClassVar = {"l1_weight": BUILD_ANEW}
+    _fixed: ClassVar = BUILD_ANEW
     _parts: ClassVar = {
         "l1snr_loss": {"eps": "l1snr_eps", **same("l1_weight", "ref_level", "reduction")}
     }
@@ -286,7 +289,7 @@ class L1SNRDBLoss(Loss):
         if pure is not None:
             return type(pure) is nn.L1Loss and pure.reduction == "mean" and unhooked(pure)
         inner = self._modules.get("l1snr_loss")
-        plain = inner is None or (
+        plain = (inner is None and not hooks_on_all()) or (
             fusible(inner, L1SNRLoss, self)
             and (inner.weight, inner.l1_weight) == (1.0, self.l1_weight)
         )
