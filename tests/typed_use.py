@@ -11,7 +11,8 @@ from torch_l1snr_fast.computation import Components
 
 
 def use(estimates: Tensor, actuals: Tensor, asked: bool) -> None:
-    functional.l1snr_loss(estimates, actuals, eps=1e-3).backward()
+    # torch has no types for backward.
+    functional.l1snr_loss(estimates, actuals, eps=1e-3).backward()  # type: ignore[no-untyped-call]
     loss, parts = functional.multi_l1snrdb_loss(estimates, actuals, return_components=True)
     assert_type(loss, Tensor)
     assert_type(parts, Components)
@@ -19,6 +20,6 @@ def use(estimates: Tensor, actuals: Tensor, asked: bool) -> None:
     assert_type(either, Tensor | tuple[Tensor, Components])
 
     module = MultiL1SNRDBLoss("multi", weight=torch.nn.Parameter(torch.ones(())))
-    module(estimates, actuals).backward()
+    assert_type(module(estimates, actuals), Tensor)
     assert_type(module(estimates, actuals, return_components=True), tuple[Tensor, Components])
     assert_type(L1SNRLoss("l1snr").eps, float)

@@ -144,11 +144,13 @@ class Loss(nn.Module):
         return {theirs: values[ours] for theirs, ours in self._parts[part].items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state if "_notices" in state else self._from_torch_l1_snr(state))
+        if "_notices" not in state:
+            state = self._from_torch_l1_snr(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
 
     def _from_torch_l1_snr(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state of a loss that torch-l1-snr has pickled, as this package's."""
-        kind = next(kind for kind in type(self).__mro__ if "_settings" in vars(kind))
+        kind: Any = next(kind for kind in type(self).__mro__ if "_settings" in vars(kind))
         values = vars(kind(state["name"])) | {OLD_NAMES.get(k, k): v for k, v in state.items()}
         modules = values["_modules"]
         for part, table in kind._parts.items():
