@@ -106,9 +106,11 @@ class Pages:
 
     def __init__(self, granules: int) -> None:
         self.table = np.zeros(granules // native.page() + 2, np.uint64)
+        # Looked up now: while the interpreter ends nothing can be imported.
+        self.free, self.address = native.library().free_shadow, self.table.ctypes.data
 
     def __del__(self) -> None:
-        native.library().free_shadow(self.table.ctypes.data, len(self.table))
+        self.free(self.address, len(self.table))
 
 
 @dataclass

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -683,3 +688,14 @@ def test_all_that_is_loaded_is_data_if_nothing_else_is_said() -> None:
     assert tainted(SETTING + TO_BRANCH, taint={"settings"}) == {"branch"}
     assert tainted(LOAD + TO_BRANCH, taint={"settings"}) == set()
     assert tainted(LOAD + TO_BRANCH, taint=False) == set()
+
+
+def test_shadows_that_outlive_the_interpreter_are_freed_quietly() -> None:
+    """A process ends with memories that are still watched."""
+    code = "import builtins; from machine.simt import Pages; builtins.kept = Pages(4096)"
+    tests = str(Path(__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": tests}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stderr == ""
