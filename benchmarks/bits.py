@@ -25,9 +25,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from triton import knobs
+
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.eager.waveform import compute_dtype
-from triton import knobs
 
 from .every_kernel import LENGTH, routes, signals, title
 from .kernels import CASES, Case

@@ -81,9 +81,8 @@ def test_unknown_backend(name: Any):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_choice_decides_who_computes(kind: str, monkeypatch: pytest.MonkeyPatch):
     """Each backend is really used: the other is broken meanwhile."""
-    from torch_l1snr_fast.kernels import eager
-
     from torch_l1snr_fast import reference
+    from torch_l1snr_fast.kernels import eager
 
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the wrong backend computes")

@@ -236,9 +236,8 @@ def test_the_chosen_backend_is_compiled(backend: str):
 
 def test_operator_registration():
     """torch's own checks of the custom operator: schema, fake tensors, autograd, dynamic shapes."""
-    from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
-
     from torch_l1snr_fast.autograd import decode, encode, value_and_gradient
+    from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
 
     stft = Objective(parts=2, regularize=True)
     plan = Plan(Objective(regularize=True), stft, (Resolution(16, 4, 16), Resolution(9, 5, 7)))

@@ -7,10 +7,10 @@ import sys
 
 import pytest
 import torch
-from torch_l1snr_fast.kernels import eager
 
 import torch_l1snr_fast as package
 from torch_l1snr_fast import __main__ as report
+from torch_l1snr_fast.kernels import eager
 
 
 def test_runs_as_a_module():

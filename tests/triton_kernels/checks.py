@@ -11,12 +11,12 @@ import torch
 import triton
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_l1snr_fast import reference
 from torch_l1snr_fast.kernels import eager
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.eager.waveform import compute_dtype
 from torch_l1snr_fast.kernels.plan import Evaluation, Objective, Plan, Resolution
-
-from torch_l1snr_fast import reference
 
 WAVEFORM = Objective(weight=0.4)
 LEVEL = Objective(weight=0.6, regularize=True)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+
 from torch_l1snr_fast.kernels.triton import common
 
 

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
 from torch_l1snr_fast.kernels.triton.common import launch
 from torch_l1snr_fast.kernels.triton.fft import SPLITS, fft, pack, twiddles, unpack
 

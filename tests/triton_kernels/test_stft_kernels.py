@@ -14,6 +14,7 @@ from checks import (
     run,
     signals,
 )
+
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Plan, Resolution
 from torch_l1snr_fast.kernels.triton import common, offchip

@@ -23,12 +23,12 @@ from checks import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import torch_l1snr_fast as package
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Plan, Resolution
 from torch_l1snr_fast.kernels.triton import fft, offchip, stft
 from torch_l1snr_fast.kernels.triton.objective import settings
-
-import torch_l1snr_fast as package
 
 HALF = (torch.bfloat16, torch.float16)
 DEFAULT = MULTI._replace(resolutions=tuple(Resolution(n, n // 4, n) for n in (512, 1024, 2048)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import BLEND, ENERGY, LEVEL, PURE, WAVEFORM, check, signals
+
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Plan
 
