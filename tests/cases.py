@@ -42,6 +42,17 @@ SMALL = {
     "min_audio_length": 40,
 }
 LENGTH = 301  # prime-ish: the last frames of SMALL end at different samples
+# Every term at work.
+LEVELLED: dict[str, dict[str, Any]] = {
+    "L1SNRLoss": {"l1_weight": 0.3},
+    "L2SNRLoss": {},
+    "L1SNRDBLoss": {"l1_weight": 0.3},
+    "STFTL1SNRDBLoss": {"l1_weight": 0.3, "use_regularization": True},
+    "MultiL1SNRDBLoss": {"l1_weight": 0.3, "use_spec_regularization": True},
+}
+# Windows of hann start at 0; with hamming every sample of every frame counts.
+HAMMING = {"window_fn": "hamming"}
+ALL_ON = {k: v | (HAMMING if k in SPECTRAL else {}) for k, v in LEVELLED.items()}
 
 # What the losses are compared with torch-l1-snr for, by kind.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -154,6 +165,11 @@ def signals(
     t = t * level
     e = t + error * spread * level * noise
     return e.to(dtype), t.to(dtype)
+
+
+def leaves(*shape: int, target: bool = False, seed: int = 3) -> tuple[Tensor, Tensor]:
+    e, t = signals(*shape, seed=seed)
+    return e.requires_grad_(), t.requires_grad_(target)
 
 
 BAD = {

@@ -26,7 +26,15 @@ HERE = Path(__file__).parent
 ON_GPU = torch.cuda.is_available()
 
 # Modules about the losses themselves, whose tests run by the automatic backend and by Triton.
-LOSSES = {"test_closed_form", "test_options", "test_policy", "test_readme", "test_upstream"}
+LOSSES = {
+    "test_closed_form",
+    "test_functional",
+    "test_options",
+    "test_parts",
+    "test_policy",
+    "test_readme",
+    "test_upstream",
+}
 # One transform that Triton does on-chip (of float32), and two that it does through torch.fft.
 SIZES = {"n_ffts": [256, 64, 50], "hop_lengths": [64, 12, 20], "win_lengths": [200, 64, 40]}
 OF_THEIR_OWN_SIZES = {"test_warning_names_the_cause_and_the_caller"}

@@ -53,3 +53,32 @@ def aligned(size: int) -> np.ndarray:
     data = np.zeros(size + 64, np.uint8)
     at = -data.ctypes.data % 64
     return data[at : at + size]
+
+
+START = """
+ld.param.b64 %q0, [p0];
+mov.u32 %r0, %tid.x;
+mov.u32 %r1, %laneid;
+mov.u32 %r2, smem;
+"""
+# Of a lane, the row of a matrix of half words; and its word at p0.
+ROW = "mad.lo.s32 %r3, %r1, 16, %r2;\n"
+STORE = "mad.wide.s32 %q1, %r0, 4, %q0;\nst.global.b32 [%q1], %r3;\nret;\n"
+ORDERS = ["forward", "backward", "ahead", "mixed"]
+
+
+def started(body: str, threads: int = 32, size: int = 65536, **options: object) -> Result:
+    """Launched with an array's address in %q0, the thread in %r0, its lane in %r1, smem in %r2."""
+    return launch(START + body, [aligned(size)], threads, **options)
+
+
+def kinds(result: Result) -> set[str]:
+    return {"benign" if f.benign else f.kind for f in result.findings}
+
+
+def stored(body: str, threads: int, **options: object) -> tuple[list[int], Result]:
+    """The words that threads leave at p0."""
+    data = np.zeros(threads, np.uint32)
+    result = launch(START + body, [data], threads, shared=0, **options)
+    assert not result.findings, result.findings[0]
+    return data.tolist(), result

@@ -443,7 +443,7 @@ def test_lanes_that_match() -> None:
 
 # ---- the table
 
-ELSEWHERE = {  # test_memory.py
+ELSEWHERE = {  # test_memory.py, test_warps.py, test_taint.py
     "nop", "bra", "ret", "bar", "warpsync", "trap", "ld", "st", "atom", "ld_param", "ldmatrix",
     "stmatrix",
 }  # fmt: skip
