@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
 import re
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cases
@@ -11,44 +11,24 @@ import numpy as np
 import pytest
 import torch
 from cases import KINDS, build, needs_upstream, signals, upstream, value_and_grad
+from ml_collections import ConfigDict, FrozenConfigDict
+from omegaconf import ListConfig, OmegaConf
 from torch import Tensor, nn
 
 import torch_l1snr_fast as package
 
 
-class Config:
-    """As ml_collections.ConfigDict: keys() and [], and nothing else of a dict."""
-
-    def __init__(self, **values: Any) -> None:
-        self._values = values
-
-    def keys(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._values[name]
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
-class ListConfig(Sequence):  # type: ignore[type-arg]
-    """As omegaconf.ListConfig: a sequence, but neither list nor tuple."""
-
-    def __init__(self, values: list[Any]) -> None:
-        self._values = values
-
-    def __getitem__(self, index: Any) -> Any:
-        return self._values[index]
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-
 @pytest.mark.parametrize(
     "as_given",
-    [lambda x: Config(**x), lambda x: list(x.items()), lambda x: iter(x.items()), dict],
-    ids=["config", "pairs", "iterator", "dict"],
+    [
+        ConfigDict,
+        FrozenConfigDict,
+        OmegaConf.create,
+        lambda x: list(x.items()),
+        lambda x: iter(x.items()),
+        dict,
+    ],
+    ids=["ConfigDict", "frozen", "OmegaConf", "pairs", "iterator", "dict"],
 )
 def test_settings_of_one_domain(as_given: Any):
     time, spec = {"lambda0": 0.7, "weight": 3.0}, {"l1snr_eps": 0.1, "use_regularization": True}
@@ -66,17 +46,43 @@ def test_what_are_no_settings(name: str, value: Any):
         build("MultiL1SNRDBLoss", **{name: value})
 
 
-def test_sequences_of_any_kind():
+@pytest.mark.parametrize(
+    "given_as",
+    [ListConfig, tuple, lambda sizes: [np.int64(x) for x in sizes]],
+    ids=["ListConfig", "tuple", "numpy"],
+)
+def test_sequences_of_any_kind(given_as: Any):
     sizes = {"n_ffts": [64, 32], "hop_lengths": [16, 8], "win_lengths": [64, 30]}
     e, t = signals(2, 3, cases.LENGTH)
     for kind in cases.SPECTRAL:
         want = build(kind, **sizes)(e, t)
-        given = {k: ListConfig([np.int64(x) for x in v]) for k, v in sizes.items()}
+        given = {k: given_as(v) for k, v in sizes.items()}
         loss = build(kind, **given)
         assert torch.equal(loss(e, t), want)
     want = build("MultiL1SNRDBLoss", stem_dimension=[0, 2])(e, t)
-    loss = build("MultiL1SNRDBLoss", stem_dimension=ListConfig([0, 2]))
+    loss = build("MultiL1SNRDBLoss", stem_dimension=given_as([0, 2]))
     assert torch.equal(loss(e, t), want)
+
+
+@pytest.mark.parametrize("config", [ConfigDict, FrozenConfigDict, OmegaConf.create])
+@pytest.mark.parametrize("kind", cases.SPECTRAL)
+def test_all_settings_from_a_configuration(kind: str, config: Any):
+    """As trainers unpack it; and none of it lives on in the loss."""
+    options = {
+        "name": "loss",
+        "weight": 0.5,
+        "l1_weight": 0.1,
+        "window_fn": "hamming",
+        **cases.SMALL,
+    }
+    if kind == "MultiL1SNRDBLoss":
+        options |= {"spec_weight": 0.3, "time_loss_params": {"lambda0": 0.7}}
+        options |= {"stem_dimension": [1, 2]}
+    e, t = signals(2, 3, cases.LENGTH)
+    got = getattr(package, kind)(**config(options))
+    assert torch.equal(got(e, t), getattr(package, kind)(**options)(e, t))
+    assert "config" not in str(vars(got)).lower()
+    assert torch.equal(pickle.loads(pickle.dumps(got))(e, t), got(e, t))
 
 
 NUMBERS = ["weight", "eps", "l1_weight", "ref_level", "grad_scale", "tau", "lambda0", "lmin"]
