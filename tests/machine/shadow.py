@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from .simt import Memory
 
@@ -78,20 +79,13 @@ class Tracker(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        name = function.overloadpacket.__name__
-        arguments = function._schema.arguments
-        if any(not plain(x) for x in tensors((args, kwargs))):
+        if not all(map(plain, tensors((args, kwargs)))):
             return function(*args, **kwargs)
         if function.namespace != "aten":  # whatever it writes, it may be all that it is given
             result = function(*args, **kwargs)
             self.mark((args, kwargs, result))
             return result
-        writes = {
-            a.name: i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write
-        }
-        view = any(a.alias_info and not a.alias_info.is_write for a in arguments)
-        # What is written without being read before.
-        out = function._overloadname.startswith(("out", "grad_input")) or name in OVERWRITES
+        name, writes, view, out = effects(function)
         if not view and name not in FRESH:
             for i, a in enumerate(args):
                 if not (out and i in writes.values()):
@@ -111,10 +105,20 @@ class Tracker(TorchDispatchMode):
             marks = self.written(y) if plain(y) else None
             if marks is not None:
                 marks[...] = 1
+                self.settle(y, marks)
+
+    def settle(self, x: torch.Tensor, marks: np.ndarray) -> None:
+        """Forget the marks where the tensor is all of its memory, for they are all set."""
+        storage = x.untyped_storage()
+        if x.is_contiguous() and marks.size == storage.nbytes():
+            self.memories[storage.data_ptr()].written = None
 
     def read(self, name: str, argument: int, x: torch.Tensor) -> None:
         marks = self.written(x) if x.numel() else None
-        if marks is None or marks.all():
+        if marks is None:
+            return
+        if marks.all():
+            self.settle(x, marks)
             return
         count = int((~marks.astype(bool).all(-1)).sum())
         frame = sys._getframe(1)
@@ -133,8 +137,26 @@ class Tracker(TorchDispatchMode):
         ctypes.memset(x.untyped_storage().data_ptr(), self.poison, size)
 
 
-def tensors(x: Any) -> list[torch.Tensor]:
-    return [y for y in tree_flatten(x)[0] if isinstance(y, torch.Tensor)]
+@functools.cache
+def effects(function: Any) -> tuple[str, dict[str, int], bool, bool]:
+    """An operator's name, which arguments it writes, whether it makes a view, or reads no output."""
+    name = function.overloadpacket.__name__
+    arguments = function._schema.arguments
+    writes = {a.name: i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write}
+    view = any(a.alias_info and not a.alias_info.is_write for a in arguments)
+    # What is written without being read before.
+    out = function._overloadname.startswith(("out", "grad_input")) or name in OVERWRITES
+    return name, writes, view, out
+
+
+def tensors(x: Any) -> Iterator[torch.Tensor]:
+    if isinstance(x, torch.Tensor):
+        yield x
+    elif isinstance(x, list | tuple):
+        for y in x:
+            yield from tensors(y)
+    elif isinstance(x, dict):
+        yield from tensors(list(x.values()))
 
 
 def plain(x: torch.Tensor) -> bool:
