@@ -139,7 +139,7 @@ class Tracker(TorchDispatchMode):
 
 @functools.cache
 def effects(function: Any) -> tuple[str, dict[str, int], bool, bool]:
-    """An operator's name, which arguments it writes, whether it makes a view, or reads no output."""
+    """An operator's name; what it writes; whether it makes a view, or reads no output."""
     name = function.overloadpacket.__name__
     arguments = function._schema.arguments
     writes = {a.name: i for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write}
