@@ -83,8 +83,8 @@ def test_compiled_figures(target: str, tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.parametrize("estimates", ["float32", "bfloat16", "float16", "float64"])
 def test_all_pairs_of_dtypes_pass_the_front_end(estimates: str):
-    """With all options: a kernel that a dtype breaks raises there."""
-    assert int(python("tests/triton_kernels/front_end.py", estimates)) > 90  # float64 has no kernels on-chip
+    """With all options: a kernel that a dtype breaks raises there. On-chip, float64 has none."""
+    assert int(python("tests/triton_kernels/front_end.py", estimates)) > 90
 
 
 LENGTHS = """
