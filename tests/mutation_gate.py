@@ -59,7 +59,7 @@ FEW = "kernels/eager/few.py"
 
 # (what is wrong then, file inside the package, text, its replacement)
 MUTATIONS = [
-    ("gradient of the wrong sign", EAGER, "return total.to(", "return -total.to("),
+    ("gradient of the wrong sign", EAGER, "return total.to(", "return total.neg_().to("),
     ("lambda not detached", OBJECTIVE, "= detached(", "= ("),
     ("lambda not rounded like upstream's", OBJECTIVE, "on.float()", "on.double()"),
     ("lambda of few rows not rounded", OBJECTIVE, "ctypes.c_float(x).value", "x"),
@@ -173,10 +173,10 @@ MUTATIONS = [
     (
         "two-state sign in waveforms",
         WAVEFORM,
-        "torch.sign(error, out=scratch",
-        "torch.copysign(torch.ones_like(error), error, out=scratch",
+        "torch.sign(own, out=own)",
+        "torch.copysign(torch.ones_like(own), own, out=own)",
     ),
-    ("gradient of L2 halved", EAGER, "else 2 * a", "else a"),
+    ("gradient of L2 halved", WAVEFORM, "a = 2 * a", "a = 1 * a"),
     ("level gradient of waveforms missing", WAVEFORM, "if r is not None:", "if False:"),
     ("sums of the first block alone", FEW, "row[column] += value", "row[column] = value"),
     (
@@ -197,7 +197,21 @@ MUTATIONS = [
         "total.addcmul_(spectral, mask)",
         "total.add_(spectral)",
     ),
-    ("bad samples not counted", EAGER, "NONFINITE] = count", "NONFINITE] = 0"),
+    ("bad samples not counted", EAGER, "(*sums, count)", "(*sums, 0)"),
+    ("groups of rows averaged alone", EAGER, "shares, dtype)", "[x * 2 for x in shares], dtype)"),
+    ("gradient of the first group alone", EAGER, "range(0, batch, together)", "range(1)"),
+    (
+        "a gradient that is needed again is written over",
+        "autograd.py",
+        "_autograd._get_current_graph_task_keep_graph()",
+        "False",
+    ),
+    (
+        "what others hold is written over",
+        "autograd.py",
+        "_default_hooks(True) is None",
+        "_default_hooks",
+    ),
     ("unread samples not scanned", "kernels/plan.py", " and end >= self.pad + length", ""),
     ("Inf repaired to 0", EAGER, "posinf=1.0", "posinf=0.0"),
     (
@@ -279,7 +293,12 @@ MUTATIONS = [
         "scaled = scale_gradient(total, plan.grad_scale)",
         "scaled = total",
     ),
-    ("second derivative missing", "autograd.py", "elif torch.is_grad_enabled():", "elif False:"),
+    (
+        "second derivative missing",
+        "autograd.py",
+        "if torch.is_grad_enabled() and not",
+        "if False and not",
+    ),
     (
         "actuals must not be written",
         "autograd.py",

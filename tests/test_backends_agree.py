@@ -7,7 +7,7 @@ from typing import Any
 import cases
 import pytest
 import torch
-from cases import ALL_ON, KINDS, build, signals, value_and_grad
+from cases import ALL_ON, KINDS, SPECTRAL, build, signals, value_and_grad
 from torch import Tensor
 
 import torch_l1snr_fast as package
@@ -127,3 +127,27 @@ def test_any_number_of_threads(threads: int):
         compare_backends(loss, *signals(1, 1, 90007), 1e-11, 1e-10)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("rows", [32, 0])  # of which the objective is Python's numbers
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_rows(kind: str, reduction: str, rows: int, monkeypatch: pytest.MonkeyPatch):
+    """Two by two, and one alone: all results, and bad samples, are those of all rows at once."""
+    monkeypatch.setattr(few, "ROWS", rows)
+    e, t = signals(5, 2, cases.LENGTH)
+    checked = kind in SPECTRAL
+    if checked:
+        e[0, 0, 3], e[4, 1, 7] = float("nan"), float("inf")
+    found = []
+    for size in (1 << 19, 4 * cases.LENGTH):
+        monkeypatch.setattr(waveform, "BLOCK", size)
+        fresh = build(kind, reduction=reduction, **ALL_ON[kind])
+        leaf = e.clone().requires_grad_()
+        with cases.recorded() as warned:
+            value, components = fresh(leaf, t, return_components=True)
+        assert [str(w.message).split(" samples")[0][-2:] for w in warned] == [" 2"] * checked
+        (gradient,) = torch.autograd.grad(value, leaf, cases.incoming(value))
+        found.append((value, gradient, *components.values()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15, equal_nan=True)

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _autograd
 
 from . import backends, reference
 from .kernels.eager.waveform import compute_dtype
 from .kernels.modes import variable
-from .kernels.plan import PARTS, WINDOWS, Objective, Plan, Resolution
+from .kernels.plan import PARTS, WINDOWS, Objective, Plan, Resolution, Table
 from .notices import Notices, notices_of
 
 
 class FusedLoss(torch.autograd.Function):
-    """statistics -> objective -> coefficients -> gradient, by one backend's kernels.
+    """statistics -> objective -> coefficients in forward, gradient in backward.
 
     Estimates and actuals are kept for a second derivative alone (and the estimates for level
     matching), so their memory may be written once the loss is known: see :func:`forgiving`.
@@ -26,21 +27,16 @@ class FusedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, backend: str, save: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernels = backends.kernels(backend, plan, estimates)
+        kernels = backends.kernels(backend)
         dtype = compute_dtype(estimates, actuals)
         found = kernels.statistics(plan, estimates, actuals, save)
         result = kernels.objective(plan, found.partials, *estimates.shape[1:], dtype)
         if save:
             ctx.plan, ctx.backend, ctx.dtype = plan, backend, dtype
-            # Targets made in inference mode cannot be saved; they cannot be trained on either, so
-            # holding them is enough.
-            ctx.held = actuals if actuals.is_inference() else None
-            kept = actuals if ctx.held is None else None
-            ctx.save_for_backward(estimates, kept, result.coefficients, *found.saved)
             # The parts without their version: to write into the components is the caller's right.
-            ctx.parts = result.parts.data if isinstance(result.parts, Tensor) else result.parts
-        if isinstance(result.parts, Tensor):
-            ctx.mark_non_differentiable(result.parts, result.nonfinite)
+            ctx.parts = result.parts.data
+            save_for_both(ctx, estimates, actuals, result.coefficients, *found.saved)
+        ctx.mark_non_differentiable(result.parts, result.nonfinite)
         ctx.set_materialize_grads(False)
         return result.loss, result.parts, result.nonfinite
 
@@ -54,12 +50,8 @@ class FusedLoss(torch.autograd.Function):
             gradient = fused_gradient(
                 saved, rows, estimates, ctx.dtype, *encode(ctx.plan), ctx.backend
             )
-        elif torch.is_grad_enabled():  # create_graph=True: the gradient must be differentiable
-            again = reference.loss(ctx.plan, estimates, actuals if ctx.held is None else ctx.held)
-            parts = torch.as_tensor(ctx.parts, dtype=again.parts.dtype, device=again.parts.device)
-            if not torch.allclose(again.parts, parts, *SAME_PARTS, equal_nan=True):
-                raise RuntimeError(CHANGED)
-            (gradient,) = torch.autograd.grad(again.loss, estimates, grad, create_graph=True)
+        elif torch.is_grad_enabled():
+            gradient = differentiable(ctx, estimates, actuals, grad)
         else:
             # vmap (is_grads_batched=True) sees no further than PyTorch's operators.
             batched = backends.is_batched(grad)
@@ -69,6 +61,58 @@ class FusedLoss(torch.autograd.Function):
             if batched:
                 gradient = scaled(gradient, grad)
         return gradient, None, None, None, None
+
+
+class LossAtOnce(torch.autograd.Function):
+    """Value and gradient in forward, of which backward has nothing to do but to multiply."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, backend: str, save: bool
+    ) -> tuple[Tensor, Table, int]:
+        kernels = backends.kernels(backend)
+        loss, parts, nonfinite, gradient = kernels.value_and_gradient(
+            plan, estimates, actuals, save
+        )
+        if save:
+            ctx.plan = plan
+            ctx.parts = parts.data if isinstance(parts, Tensor) else parts
+            save_for_both(ctx, estimates, actuals, gradient)
+            ctx.alone = _autograd._top_saved_tensors_default_hooks(True) is None
+        if isinstance(parts, Tensor):
+            ctx.mark_non_differentiable(parts)
+        ctx.set_materialize_grads(False)
+        return loss, parts, nonfinite
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None, None
+        estimates, actuals, gradient = ctx.saved_tensors
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            result = differentiable(ctx, estimates, actuals, grad)
+        else:
+            result = multiplied(gradient, grad, ctx.alone).to(estimates.dtype)
+        return result, None, None, None, None
+
+
+def save_for_both(ctx: Any, estimates: Tensor, actuals: Tensor, *saved: Tensor | None) -> None:
+    """Save what the first derivative needs, and for a second one both waveforms."""
+    # Targets made in inference mode cannot be saved; they cannot be trained on either, so holding
+    # them is enough.
+    ctx.held = actuals if actuals.is_inference() else None
+    ctx.save_for_backward(estimates, actuals if ctx.held is None else None, *saved)
+
+
+def differentiable(ctx: Any, estimates: Tensor, actuals: Tensor | None, grad: Tensor) -> Tensor:
+    """The gradient as something to be differentiated (create_graph=True)."""
+    target = ctx.held if actuals is None else actuals
+    again = reference.loss(ctx.plan, estimates, target)
+    parts = torch.as_tensor(ctx.parts, dtype=again.parts.dtype, device=again.parts.device)
+    if not torch.allclose(again.parts, parts, *SAME_PARTS, equal_nan=True):
+        raise RuntimeError(CHANGED)
+    (gradient,) = torch.autograd.grad(again.loss, estimates, grad, create_graph=True)
+    return gradient
 
 
 # How far parts in dB, of the same samples, may lie apart in float32 with ample margin.
@@ -109,6 +153,23 @@ def scaled(gradient: Tensor, grad: Tensor) -> Tensor:
     return gradient * grad.reshape(-1, 1, 1).to(gradient.dtype)
 
 
+def multiplied(gradient: Tensor, grad: Tensor, alone: bool) -> Tensor:
+    """The same of a saved gradient: in its own memory, if nobody will ask for that again.
+
+    ``alone``: no hooks of others hold it.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not alone
+        or _autograd._get_current_graph_task_keep_graph()
+        or backends.is_batched(grad)
+    ):
+        return scaled(gradient, grad)
+    if grad.ndim or grad.device.type != "cpu" or grad.item() != 1.0:
+        gradient.mul_(grad.reshape(-1, 1, 1).to(gradient.dtype))
+    return gradient
+
+
 def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tuple[Tensor, Tensor]:
     """Loss and parts of [B, C, L] waveforms, differentiable with respect to the estimates."""
     name = backends.select_backend(estimates.device)
@@ -125,6 +186,12 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
             estimates, actuals, *encode(plan), name, save, notices.name
         )
         return value, parts
+    elif name == "eager":
+        value, parts, nonfinite = LossAtOnce.apply(  # type: ignore[no-untyped-call]
+            estimates, actuals, plan, name, save
+        )
+        if save:
+            forgiving(value.grad_fn._raw_saved_tensors[: 1 if actuals.is_inference() else 2])
     else:
         value, parts, nonfinite = FusedLoss.apply(  # type: ignore[no-untyped-call]
             estimates, actuals, plan, name, save
@@ -209,20 +276,28 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, parts and the gradient for an incoming gradient of one (empty unless ``save``)."""
     *encoded, backend, save, name = rest
-    plan = decode(*encoded)
-    kernels = backends.kernels(backend, plan, estimates)
+    plan, kernels = decode(*encoded), backends.kernels(backend)
     dtype = compute_dtype(estimates, actuals)
-    found = kernels.statistics(plan, estimates, actuals, save)
-    result = kernels.objective(plan, found.partials, *estimates.shape[1:], dtype)
+    if backend == "eager":
+        loss, parts, nonfinite, gradient = kernels.value_and_gradient(
+            plan, estimates, actuals, save
+        )
+    else:
+        found = kernels.statistics(plan, estimates, actuals, save)
+        loss, coefficients, parts, nonfinite = kernels.objective(
+            plan, found.partials, *estimates.shape[1:], dtype
+        )
+        gradient = None
+        if save:
+            # Kernels round to the estimates' dtype; a half-precision unit gradient would underflow.
+            wide = estimates.to(dtype)
+            gradient = kernels.gradient(plan, found.saved, coefficients, wide, dtype)
     if plan.sanitize_waveform or plan.sanitize_spectrum:
-        notices_of(name).sanitized(result.nonfinite)
-    gradient = estimates.new_empty(0, dtype=dtype)
-    if save:
-        # Kernels round to the estimates' dtype; a half-precision unit gradient would underflow.
-        wide = estimates.to(dtype)
-        gradient = kernels.gradient(plan, found.saved, result.coefficients, wide, dtype)
-    parts = torch.as_tensor(result.parts, dtype=dtype, device=estimates.device)
-    return result.loss, parts, gradient
+        notices_of(name).sanitized(nonfinite)
+    if gradient is None:
+        gradient = estimates.new_empty(0, dtype=dtype)
+    parts = torch.as_tensor(parts, dtype=dtype, device=estimates.device)
+    return loss, parts, gradient
 
 
 @value_and_gradient.register_fake

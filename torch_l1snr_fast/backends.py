@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .kernels import eager
 from .kernels.modes import dispatching, run_while_tracing
-from .kernels.plan import Plan
 
 BACKENDS = ("auto", "triton", "eager", "reference")
 VARIABLE = "TORCH_L1SNR_FAST_BACKEND"
@@ -118,17 +118,12 @@ def select_backend(device: torch.device) -> str:
     return "triton"
 
 
-def kernels(name: str, plan: Plan | None = None, estimates: Tensor | None = None) -> ModuleType:
+def kernels(name: str) -> ModuleType:
     """The module with ``statistics``, ``objective`` and ``gradient`` of a backend."""
     if name == "triton":
         from .kernels import triton  # imported on first use: Triton costs import time
 
         return triton
-    from .kernels import eager
-    from .kernels.eager import few
-
-    if estimates is not None and plan is not None and few.serves(plan, estimates):
-        return few
     return eager
 
 

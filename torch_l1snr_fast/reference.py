@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .kernels.eager import sanitized
-from .kernels.eager.objective import combine
+from .kernels.eager.objective import combine, of_tensors
 from .kernels.eager.waveform import compute_dtype, sum_dtype
 from .kernels.modes import lifted
 from .kernels.plan import Evaluation, Objective, Plan, Resolution
@@ -99,7 +99,8 @@ def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
 
     wide = [x.to(sum_dtype(estimates.device)) for x in sums]
     _, channels, length = estimates.shape
-    total, parts, coefficients = combine(plan, wide, channels, length, dtype)
+    found = of_tensors(wide, plan.terms(channels, length))
+    total, parts, coefficients = combine(plan, found, channels, length, dtype)
     bad = torch.zeros((), device=estimates.device)
     if plan.sanitize_waveform or plan.sanitize_spectrum:
         bad = (~raw[0].isfinite()).sum() + (~raw[1].isfinite()).sum()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ..plan import NONFINITE, Evaluation, Plan, Statistics
+from ..plan import Evaluation, Plan, Statistics, Table
+from . import few, waveform
+from . import objective as many
 from .objective import objective
 from .stft import stft_gradient, stft_statistics
-from .waveform import waveform_gradient, waveform_statistics
+from .waveform import compute_dtype, waveform_gradient, waveform_statistics
 
-__all__ = ["Evaluation", "gradient", "objective", "statistics"]
+__all__ = ["Evaluation", "gradient", "objective", "statistics", "value_and_gradient"]
 
 
 def sanitized(x: Tensor) -> Tensor:
@@ -20,43 +23,84 @@ def sanitized(x: Tensor) -> Tensor:
     return torch.nan_to_num(x, nan=0.0, posinf=1.0, neginf=-1.0)
 
 
-def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> Statistics:
-    """Sums of every term; ``save`` keeps what :func:`gradient` needs."""
-    found = _statistics(plan, estimates, actuals, save, sanitize=False)
+def value_and_gradient(
+    plan: Plan, estimates: Tensor, actuals: Tensor, save: bool
+) -> tuple[Tensor, Table, int, Tensor | None]:
+    """Loss, parts, the number of samples that are not finite and, if ``save``, the gradient.
+
+    In groups of rows, which know nothing of each other: so the gradient of some is written while
+    their samples are still in the cache.
+    """
+    batch, channels, length = estimates.shape
+    dtype = compute_dtype(estimates, actuals)
+    share, *shares = many.factors(plan, plan.terms(channels, length), batch)
+    total = torch.empty(estimates.shape, dtype=dtype, device=estimates.device) if save else None
+    together = batch
+    if save and estimates.device.type == "cpu":
+        together = min(batch, max(1, waveform.BLOCK // (channels * length)))
+
+    def rows(x: Tensor, first: int) -> Tensor:
+        return x if together == batch else x[first : first + together]
+
+    numbers: ModuleType = few if few.serves(plan, estimates.device, together) else many
+    tables, nonfinite = [], 0
+    for first in range(0, batch, together):
+        e, t = rows(estimates, first), rows(actuals, first)
+        found = statistics(plan, e, t, save, None if total is None else rows(total, first))
+        *sums, count = found.partials
+        tables.append(numbers.evaluated(plan, sums, channels, length))
+        nonfinite += count
+        if save:
+            slopes = numbers.coefficients(tables[-1], shares, dtype)
+            gradient(plan, found.saved, slopes, e, dtype)
+    loss, parts = numbers.finished(plan, tables, share, dtype)
+    return loss, parts, nonfinite, total
+
+
+def statistics(
+    plan: Plan, estimates: Tensor, actuals: Tensor, save: bool, room: Tensor | None = None
+) -> Statistics:
+    """Sums of every term, and the number of samples that are not finite.
+
+    ``save`` keeps what :func:`gradient` needs, and ``room`` is where that will be written.
+    """
+    if save and room is None:
+        dtype = compute_dtype(estimates, actuals)
+        room = torch.empty(estimates.shape, dtype=dtype, device=estimates.device)
+    found = _statistics(plan, estimates, actuals, room, sanitize=False)
     # A sample that is not finite leaves no finite sum behind, so clean data is never scanned (but
     # where long hops leave samples out of every frame).
     length = estimates.shape[-1]
     seen = plan.waveform is not None or any(r.covers(length) for r in plan.resolutions)
     if (plan.sanitize_waveform or plan.sanitize_spectrum) and not (
-        seen and all(math.isfinite(p.sum()) for p in found.partials)
+        seen and all(math.isfinite(p.sum()) for p in found.partials[:-1])
     ):
         finite = estimates.isfinite()
-        count = finite.logical_not().sum() + actuals.isfinite().logical_not().sum()
+        count = int(finite.logical_not().sum() + actuals.isfinite().logical_not().sum())
         if count:
-            found = _statistics(plan, estimates, actuals, save, sanitize=True)
-            found.partials[-1][0, 0, NONFINITE] = count
-            found = Statistics(found.partials, (finite, *found.saved[1:]))
+            found = _statistics(plan, estimates, actuals, room, sanitize=True)
+            *sums, _ = found.partials
+            found = Statistics((*sums, count), (room, finite, *found.saved[2:]))
     return found
 
 
 def _statistics(
-    plan: Plan, estimates: Tensor, actuals: Tensor, save: bool, sanitize: bool
+    plan: Plan, estimates: Tensor, actuals: Tensor, room: Tensor | None, sanitize: bool
 ) -> Statistics:
     partials: list[Tensor] = []
-    saved: list[Tensor | None] = [None]
+    spectral: list[Tensor | None] = []
     raw = (estimates, actuals)
     clean = (sanitized(estimates), sanitized(actuals)) if sanitize else raw
     if plan.waveform is not None:
         waves = clean if plan.sanitize_waveform else raw
-        sums, kept = waveform_statistics(*waves, plan.waveform, save)
-        partials.append(sums)
-        saved.append(kept)
+        partials.append(waveform_statistics(*waves, plan.waveform, room))
     if plan.spectrum is not None:
         spectra = clean if plan.sanitize_spectrum else raw
+        save = room is not None
         for sums, *others in stft_statistics(*spectra, plan.resolutions, plan.spectrum, save):
             partials.append(sums)
-            saved += others
-    return Statistics(tuple(partials), tuple(saved))
+            spectral += others
+    return Statistics((*partials, 0), (room, None, *spectral))
 
 
 def gradient(
@@ -68,24 +112,23 @@ def gradient(
 ) -> Tensor:
     """Gradient of the loss with respect to the estimates, in their dtype, computed in ``dtype``.
 
-    The estimates' samples are read for level matching alone; without it they may have changed.
+    The estimates' samples are read for level matching alone. What was saved of the waveform is
+    written over.
     """
-    finite, *kept = saved
+    total, finite, *kept = saved
+    assert total is not None
     mask = None if finite is None else finite.to(dtype)
     clean = estimates if finite is None or not plan.has_level else sanitized(estimates)
 
     if plan.waveform is not None:
-        error = kept.pop(0)
-        assert error is not None
         waves = clean if plan.sanitize_waveform else estimates
         a, _, r, *_ = coefficients.to(dtype).reshape(-1, len(estimates), 1, 1).unbind()
-        a = a if plan.waveform.power == 1 else 2 * a
         level = r if plan.waveform.has_level else None
-        total = waveform_gradient(error, waves, a, level, dtype)
+        waveform_gradient(total, waves, a, level, plan.waveform)
         if mask is not None and plan.sanitize_waveform:
             total.mul_(mask)
     else:
-        total = torch.zeros(estimates.shape, dtype=dtype, device=estimates.device)
+        total.zero_()
     if plan.spectrum is not None:
         spectral = total if mask is None else torch.zeros_like(total)
         spectra = clean if plan.sanitize_spectrum else estimates

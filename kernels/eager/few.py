@@ -1,76 +1,84 @@
-"""The same for few rows on a CPU, where operators take longer than the samples that they read.
+"""The objective of few rows on a CPU, where operators take longer than the numbers that they read.
 
-Sums, parts and the count of what is not finite are Python's numbers, in lists where tensors have
-dimensions: ten of these take as long as one small operator.
+Sums and parts are Python's numbers, in lists where tensors have dimensions: ten of these take as
+long as one small operator.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..plan import COLUMNS, NONFINITE, Evaluation, Plan, Statistics
-from . import gradient
-from . import statistics as statistics_of_many
-from .objective import REPORTED, SLOPES, combine, evaluate, factors
-from .waveform import columns_of, waveform_sums
-
-__all__ = ["gradient", "objective", "statistics"]
+from ..plan import COLUMNS, Objective, Plan
+from .objective import REPORTED, SLOPES, evaluate, of_tensors
+from .waveform import columns_of
 
 ROWS = 32  # of all terms, at most
 
-
-def serves(plan: Plan, estimates: Tensor) -> bool:
-    """Whether rows are so few, and need no waiting for a device."""
-    terms = (plan.waveform is not None) + len(plan.resolutions)
-    return estimates.device.type == "cpu" and terms * len(estimates) <= ROWS
-
-
 Rows = list[list[float]]  # [B][COLUMNS]
+Table = list[list[Sequence[float]]]  # [terms][values][B]
 
 
-def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> Statistics:
-    """Sums of every term, [B][COLUMNS] each; ``save`` keeps what :func:`gradient` needs."""
-    if plan.waveform is None or plan.spectrum is not None or plan.sanitize_waveform:
-        found = statistics_of_many(plan, estimates, actuals, save)
-        sums = [p.sum(1, dtype=torch.float64).tolist() for p in found.partials]
-        return Statistics(tuple(sums), found.saved)
-    blocks, kept = waveform_sums(estimates, actuals, plan.waveform, save)
-    rows = [[0.0] * COLUMNS for _ in range(len(estimates))]
-    for block in blocks:
-        for column, values in zip(columns_of(plan.waveform), block, strict=True):
-            for row, value in zip(rows, values.tolist(), strict=True):
+def serves(plan: Plan, device: torch.device, rows: int) -> bool:
+    """Whether they are so few, and need no waiting for a device."""
+    terms = (plan.waveform is not None) + len(plan.resolutions)
+    return device.type == "cpu" and terms * rows <= ROWS
+
+
+def by_rows(partials: Tensor, term: Objective) -> Rows:
+    """Sums of a term over all blocks."""
+    if term.parts == 2:
+        spectral: Rows = partials.sum(1, dtype=torch.float64).tolist()
+        return spectral
+    rows = [[0.0] * COLUMNS for _ in range(partials.shape[-1])]
+    for block in partials.tolist():
+        for column, values in zip(columns_of(term), block, strict=True):
+            for row, value in zip(rows, values, strict=True):
                 row[column] += value
-    return Statistics((rows,), (None, kept))
+    return rows
 
 
-def objective(
-    plan: Plan, sums: tuple[Rows, ...], channels: int, length: int, dtype: torch.dtype
-) -> Evaluation:
-    """Loss in ``dtype``, gradient coefficients, and the parts of all terms in lists."""
-    terms, nonfinite = plan.terms(channels, length), int(sum(row[NONFINITE] for row in sums[-1]))
-    share, *shares = factors(plan, terms, len(sums[0]))
+def evaluated(plan: Plan, partials: Sequence[Tensor], channels: int, length: int) -> Table:
+    """What :func:`evaluate` finds of rows' statistics."""
+    terms = plan.terms(channels, length)
+    sums = [by_rows(p, term) for p, (term, _) in zip(partials, terms, strict=True)]
     try:
-        found: list[list[tuple[float, ...]]] = [
+        return [
             list(zip(*[evaluate([x / elements for x in row], term) for row in rows], strict=True))
             for rows, (term, elements) in zip(sums, terms, strict=True)
         ]
     except (ValueError, ZeroDivisionError):  # a logarithm or quotient that only tensors have
         tensors = [torch.tensor(rows, dtype=torch.float64, device="cpu") for rows in sums]
-        loss, table, coefficients = combine(plan, tensors, channels, length, dtype)
-        return Evaluation(loss, coefficients, table.tolist(), nonfinite)
+        found: Table = of_tensors(tensors, terms).tolist()
+        return found
+
+
+def coefficients(found: Table, shares: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Of the gradients of rows, [terms, 3, B], by the factors of the terms' slopes."""
+    slopes = [
+        [[x * factor for x in row] for row in values[SLOPES]]
+        for values, factor in zip(found, shares, strict=True)
+    ]
+    return torch.tensor(slopes, dtype=dtype, device="cpu")
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """The rows of several tables in one."""
+    return [
+        [[x for row in rows for x in row] for rows in zip(*values, strict=True)]
+        for values in zip(*tables, strict=True)
+    ]
+
+
+def finished(
+    plan: Plan, tables: Sequence[Table], share: float, dtype: torch.dtype
+) -> tuple[Tensor, Table]:
+    """Loss in ``dtype``, and parts, from what was evaluated of all rows."""
+    found = tables[0] if len(tables) == 1 else joined(tables)
     losses = [sum(row) for row in zip(*[values[0] for values in found], strict=True)]
-    if plan.reduction == "none":
-        loss = torch.tensor(losses, dtype=dtype, device="cpu")
-    else:  # in half the time
-        loss = torch.full((), sum(losses) * share, dtype=dtype, device="cpu")
     parts = [values[REPORTED] for values in found]
-    coefficients = torch.tensor(
-        [
-            [[x * factor for x in slopes] for slopes in values[SLOPES]]
-            for values, factor in zip(found, shares, strict=True)
-        ],
-        dtype=torch.float64,
-        device="cpu",
-    )
-    return Evaluation(loss, coefficients, parts, nonfinite)
+    if plan.reduction == "none":
+        return torch.tensor(losses, dtype=dtype, device="cpu"), parts
+    return torch.full((), sum(losses) * share, dtype=dtype, device="cpu"), parts

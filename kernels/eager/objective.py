@@ -32,7 +32,6 @@ from ..modes import variable
 from ..plan import (
     COLUMNS,
     ERR_RE,
-    NONFINITE,
     PARTS,
     Q_EST,
     Q_REF,
@@ -41,7 +40,7 @@ from ..plan import (
     Objective,
     Plan,
 )
-from .waveform import sum_dtype
+from .waveform import by_rows, stacked, sum_dtype
 
 C = 10.0 / math.log(10.0)
 
@@ -86,11 +85,6 @@ def adaptive_weight(
     # eta delta_lambda is rounded to float32 in torch-l1-snr, also for float64 input.
     lam: Number = detached(lambda0 + switched(delta_lambda, eta) * share)
     return lam
-
-
-def stacked(rows: list[Tensor]) -> Tensor:
-    """``torch.stack`` that does not copy a single row."""
-    return torch.stack(rows) if len(rows) > 1 else rows[0][None]
 
 
 def evaluate(means: Sequence[Any], term: Objective) -> tuple[Any, ...]:
@@ -165,24 +159,46 @@ def factors(plan: Plan, terms: list[tuple[Objective, int]], batch: int) -> tuple
     return share, *(plan.grad_scale * share / elements for _, elements in terms)
 
 
-def combine(
-    plan: Plan, sums: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and parts in ``dtype``, and coefficients, from the sums [B, COLUMNS] of all terms."""
+def evaluated(plan: Plan, partials: Sequence[Tensor], channels: int, length: int) -> Tensor:
+    """What :func:`evaluate` finds of rows' statistics, [terms, values, B]."""
     terms = plan.terms(channels, length)
-    found = of_tensors(sums, terms)
-    share, *shares = factors(plan, terms, len(sums[0]))
+    sums = [
+        (by_rows(p, term) if term.parts == 1 else p).sum(1, dtype=sum_dtype(p.device))
+        for p, (term, _) in zip(partials, terms, strict=True)
+    ]
+    return of_tensors(sums, terms)
+
+
+def coefficients(found: Tensor, shares: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """Of the gradients of rows, [terms, 3, B], by the :func:`factors` of the terms' slopes."""
+    slopes = found[:, SLOPES].unbind()
+    return stacked([x * factor for x, factor in zip(slopes, shares, strict=True)]).to(dtype)
+
+
+def finished(
+    plan: Plan, tables: Sequence[Tensor], share: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Loss and parts in ``dtype``, from what was evaluated of all rows."""
+    found = torch.cat(list(tables), -1) if len(tables) > 1 else tables[0]
     loss = found[:, 0].sum(0) if plan.reduction == "none" else found[:, 0].sum() * share
     parts = found[:, REPORTED].to(dtype, copy=True, memory_format=torch.contiguous_format)
-    slopes = found[:, SLOPES].unbind()
-    coefficients = [x * factor for x, factor in zip(slopes, shares, strict=True)]
-    return loss.to(dtype), parts, stacked(coefficients)
+    return loss.to(dtype), parts
+
+
+def combine(
+    plan: Plan, found: Tensor, channels: int, length: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and parts in ``dtype``, and coefficients, from what was evaluated of all rows."""
+    share, *shares = factors(plan, plan.terms(channels, length), found.shape[-1])
+    loss, parts = finished(plan, [found], share, dtype)
+    return loss, parts, coefficients(found, shares, found.dtype)
 
 
 def objective(
-    plan: Plan, partials: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
+    plan: Plan, partials: Sequence[Any], channels: int, length: int, dtype: torch.dtype
 ) -> Evaluation:
     """Loss and parts in ``dtype``, and gradient coefficients, of all terms; computed in float64."""
-    sums = [p.sum(1, dtype=sum_dtype(p.device)) for p in partials]
-    loss, parts, coefficients = combine(plan, sums, channels, length, dtype)
-    return Evaluation(loss, coefficients, parts, sums[-1][:, NONFINITE].sum())
+    *sums, nonfinite = partials
+    found = evaluated(plan, sums, channels, length)
+    loss, parts, slopes = combine(plan, found, channels, length, dtype)
+    return Evaluation(loss, slopes, parts, nonfinite)

@@ -33,6 +33,11 @@ def blocks(x: Tensor) -> list[slice]:
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
 
+def stacked(rows: list[Tensor]) -> Tensor:
+    """``torch.stack`` that does not copy a single row."""
+    return torch.stack(rows) if len(rows) > 1 else rows[0][None]
+
+
 def part(x: Tensor, span: slice) -> Tensor:
     """Samples of [B, C, L]: without an operator where that is all."""
     return x if span == slice(0, x.shape[-1]) else x[..., span]
@@ -51,74 +56,60 @@ def columns_of(term: Objective) -> list[int]:
     return [ERR_RE] if term.pure_l1 else [ERR_RE, REF_RE, *levels]
 
 
-def waveform_sums(
-    estimates: Tensor, actuals: Tensor, term: Objective, save: bool
-) -> tuple[list[list[Tensor]], Tensor | None]:
-    """Of each block the sums [B] of |e-t|^power, |t|^power, e^2 and t^2, as asked for.
+def waveform_statistics(
+    estimates: Tensor, actuals: Tensor, term: Objective, error: Tensor | None
+) -> Tensor:
+    """Sums [blocks, columns, B] of |e-t|^power, |t|^power, e^2 and t^2, as far as asked for.
 
-    With ``save`` also what the gradient is made of, [B, C, L]: sign(e-t) in int8, or e-t.
+    e - t, of which the gradient is made, is written to ``error``, if given.
     """
     dtype = compute_dtype(estimates, actuals)
-    spans, kept = blocks(estimates), None
-    if save:
-        kept_dtype = torch.int8 if term.power == 1 else dtype
-        kept = torch.empty(estimates.shape, dtype=kept_dtype, device=estimates.device)
     found = []
-    for span in spans:
-        own = None if kept is None else part(kept, span)
+    for span in blocks(estimates):
+        own = None if error is None else part(error, span)
         found.append(block_sums(part(estimates, span), part(actuals, span), term, dtype, own))
-    return found, kept
+    return stacked(found)
 
 
 def block_sums(
     e: Tensor, t: Tensor, term: Objective, dtype: torch.dtype, kept: Tensor | None
-) -> list[Tensor]:
-    """The sums of a block, and what is kept of it; in one block of memory, which stays in cache."""
+) -> Tensor:
+    """The sums of a block, whose measures lie side by side in memory that stays in cache."""
     e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
-    block = scratch("waveform", *e.shape, like=e)
-    if term.power == 1:
-        measure = torch.abs
-        error = torch.sub(e, t, out=block)
-        if kept is not None:
-            kept.copy_(torch.sign(error, out=scratch("signs", *e.shape, like=e)))
-    else:
-        measure = torch.square
-        error = torch.sub(e, t, out=block if kept is None else kept)
-    sums = [measure(error, out=block).sum((1, 2))]
-    if not term.pure_l1:
-        sums.append(measure(t, out=block).sum((1, 2)))
+    measures = scratch("waveform", len(columns_of(term)), *e.shape, like=e)
+    error, *others = measures.unbind()
+    measure = torch.abs if term.power == 1 else torch.square
+    measure(torch.sub(e, t, out=error if kept is None else kept), out=error)
+    if others:
+        measure(t, out=others[0])
     if term.has_level:
-        sums += [torch.square(x, out=block).sum((1, 2)) for x in (e, t)]
-    return sums
+        torch.square(e, out=others[1])
+        torch.square(t, out=others[2])
+    return measures.sum((2, 3))
 
 
-def waveform_statistics(
-    estimates: Tensor, actuals: Tensor, term: Objective, save: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Partial sums [B, blocks, COLUMNS], and what the gradient is made of."""
-    sums, kept = waveform_sums(estimates, actuals, term, save)
-    none = torch.zeros_like(sums[0][0])
-    columns = []
-    for block in sums:
-        own = dict(zip(columns_of(term), block, strict=True))
-        columns += [own.get(i, none) for i in range(COLUMNS)]
-    return torch.stack(columns, dim=1).view(len(none), -1, COLUMNS), kept
+def by_rows(sums: Tensor, term: Objective) -> Tensor:
+    """Those sums as all backends have them, [B, blocks, COLUMNS]."""
+    found = sums.permute(2, 0, 1)
+    partials = found.new_zeros(*found.shape[:2], COLUMNS)
+    for i, column in enumerate(columns_of(term)):
+        partials[..., column] = found[..., i]
+    return partials
 
 
 def waveform_gradient(
-    kept: Tensor, estimates: Tensor, a: Tensor, r: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    """a times what the statistics have kept, sign(e-t) or e-t, + r e.
+    error: Tensor, estimates: Tensor, a: Tensor, r: Tensor | None, term: Objective
+) -> None:
+    """a sign(e-t), or 2 a (e-t), + r e in the place of e-t.
 
     The estimates are read for ``r``, if any. ``a`` and ``r`` are [B, 1, 1].
     """
-    gradient = torch.empty(kept.shape, dtype=dtype, device=kept.device)
-    for span in blocks(kept):
-        place, own = part(gradient, span), part(kept, span)
-        if own.dtype == dtype:
-            torch.mul(own, a, out=place)
-        else:  # which in one operator takes a temporary
-            place.copy_(own).mul_(a)
+    if term.power == 2:
+        a = 2 * a
+    for span in blocks(error):
+        own = part(error, span)
+        if term.power == 1:
+            torch.sign(own, out=own)
+        own.mul_(a)
         if r is not None:
-            place.addcmul_(widened("estimates", part(estimates, span), dtype), r)
-    return gradient
+            own.addcmul_(widened("estimates", part(estimates, span), own.dtype), r)
