@@ -35,6 +35,7 @@ from .stretches import (
 )
 
 NONFINITE: tl.constexpr = tl.constexpr(plan.NONFINITE)
+NOTED: tl.constexpr = tl.constexpr(256)  # samples counted at a time, and words of them written
 
 
 @triton.jit
@@ -99,14 +100,14 @@ def _add_up(sum_re, sum_im, a_re, a_im, b_re, b_im, a_end, b_end, there):
 
 
 @triton.jit
-def _count(waves, first, stop, BLOCK: tl.constexpr):
+def _count(waves, first, stop):
     """Samples first <= p < stop of e and of t that are not finite."""
     p_e, p_t = waves
-    count = tl.zeros([BLOCK], tl.float32)
-    at = tl.arange(0, BLOCK)
-    for p in range(first, stop, BLOCK):
-        e = tl.load(p_e + p + at, mask=p + at < stop, other=0.0).to(tl.float32)
-        t = tl.load(p_t + p + at, mask=p + at < stop, other=0.0).to(tl.float32)
+    count = tl.zeros([NOTED], tl.float32)
+    at = tl.arange(0, NOTED)
+    for p in range(first, stop, NOTED):
+        e = tl.load(p_e + p + at, mask=p + at < stop, other=0.0)
+        t = tl.load(p_t + p + at, mask=p + at < stop, other=0.0)
         count += tl.where(finite(e), 0.0, 1.0) + tl.where(finite(t), 0.0, 1.0)
     return tl.sum(count, 0)
 
@@ -115,8 +116,7 @@ def _count(waves, first, stop, BLOCK: tl.constexpr):
 def _stretch(
     waves,
     tables,
-    kept,
-    p_partials,
+    p_signs,
     length,
     frames,
     first,
@@ -135,8 +135,8 @@ def _stretch(
     CHUNK: tl.constexpr = R2 * R3
     SHIFT: tl.constexpr = HOP // CHUNK
     window, p_twiddles = tables
-    p_signs, p_unknown = kept
 
+    re, im = 0.0, 0.0
     dirty = first < 0
     todo = first < stop
     while todo:
@@ -157,8 +157,8 @@ def _stretch(
                 if SAVE:
                     sounding |= tl.where(not_silent(a), 1 << (2 * (i - first)), 0)
                     sounding |= tl.where(not_silent(b), 2 << (2 * (i - first)), 0)
-                re, im = fft(a, b, p_twiddles, R2, R3)
-                a_re, a_im, b_re, b_im, a_end, b_end = separate(re, im)
+                zr, zi = fft(a, b, p_twiddles, R2, R3)
+                a_re, a_im, b_re, b_im, a_end, b_end = separate(zr, zi)
                 there = tl.where(2 * i + 1 < frames, 1.0, 0.0)
                 sum_re, sum_im = _add_up(
                     sum_re, sum_im, a_re, a_im, b_re, b_im, a_end, b_end, there
@@ -168,23 +168,26 @@ def _stretch(
                     store_signs(p_words, a_re, a_im, b_re, b_im, a_end, b_end)
 
         re, im = 0.5 * tl.sum(sum_re, 0), 0.5 * tl.sum(sum_im, 0)  # of 2A and 2B
-        if ERROR:
-            store_partials(p_partials, re, im, 0.0, 0.0, 0.0, 0.0, 0.0)
-        else:
-            store_partials(p_partials, 0.0, 0.0, re, im, 0.0, 0.0, 0.0)
         if SAVE:
             silence(p_signs, frames, first, stop, tl.reduce(sounding, 0, either), WORDS=N // 8)
         todo = first < 0
         if SANITIZE:
-            if ERROR:
-                if dirty:
-                    begin, end = first * (2 * HOP), tl.minimum(stop * (2 * HOP), length)
-                    tl.store(p_partials + NONFINITE, _count(waves, begin, end, BLOCK=CHUNK))
-                    if SAVE:
-                        for p in range(begin, end, CHUNK * BITS):
-                            store_unknown(waves[0], p_unknown, p, end, CHUNK)
             todo = ~dirty & ~finite(re + im)
-            dirty = todo
+            dirty = dirty | todo
+    return re, im, dirty
+
+
+@triton.jit
+def _share(program, places, sizes, HOP: tl.constexpr, SIGNALS: tl.constexpr):
+    """Whose samples and which pairs a program reads: starts of e and t, signal, first, stop."""
+    e, t = places
+    channels, length, span = sizes
+    stretches = forward_stretches(span, length, HOP)
+    signal = (program // SIGNALS // stretches).to(tl.int64)  # offsets made of it exceed 32 bits
+    first, stop, _ = forward_stretch(program // SIGNALS % stretches, span, length, HOP)
+    p_e = signal_of(e[0], e[1], e[2], signal, channels)
+    p_t = signal_of(t[0], t[1], t[2], signal, channels)
+    return (p_e, p_t), signal, first, stop
 
 
 @jit
@@ -210,29 +213,40 @@ def stft_statistics_kernel(
     Neighbouring programs do D and T of the same stretch, so that its samples are read from memory
     once.
     """
-    program = tl.program_id(0)
-    stretches = forward_stretches(span, length, HOP)
-    stretch = program // SIGNALS % stretches
-    signal = (program // SIGNALS // stretches).to(tl.int64)
-    first, stop, frames = forward_stretch(stretch, span, length, HOP)
-    p_e = signal_of(estimates, estimate_batch, estimate_channel, signal, channels)
-    p_t = signal_of(actuals, actual_batch, actual_channel, signal, channels)
+    program, zero = tl.program_id(0), tl.program_id(1)  # which the compiler cannot know is 0
+    places = (estimates, estimate_batch, estimate_channel), (actuals, actual_batch, actual_channel)
+    sizes = (channels, length, span)
+    waves, signal, first, stop = _share(program, places, sizes, HOP, SIGNALS)
+    frames = length // HOP + 1
+    tables = (window, p_twiddles)
     if SAVE:
         signs += signal * ((frames + 1) // 2) * (points(RADICES) // 8)
-        if SANITIZE:
-            unknown += signal * ((length + BITS - 1) // BITS)
-    waves, tables, kept = (p_e, p_t), (window, p_twiddles), (signs, unknown)
-    p_partials = partials + program.to(tl.int64) * COLUMNS
     if program % SIGNALS == 0:
-        _stretch(
-            waves, tables, kept, p_partials, length, frames, first, stop, HOP, RADICES,
+        re, im, dirty = _stretch(
+            waves, tables, signs, length, frames, first, stop, HOP, RADICES,
             ERROR=True, SAVE=SAVE, SANITIZE=SANITIZE,
         )  # fmt: skip
+        # All of what follows is computed again rather than kept in registers during the loop.
+        program += zero
+        p_partials = partials + program.to(tl.int64) * COLUMNS
+        store_partials(p_partials, re, im, 0.0, 0.0, 0.0, 0.0, 0.0)
+        if SANITIZE:
+            if dirty:
+                sizes = (channels, length, span + zero)
+                waves, signal, first, stop = _share(program, places, sizes, HOP, SIGNALS)
+                begin, end = first * (2 * HOP), tl.minimum(stop * (2 * HOP), length)
+                tl.store(p_partials + NONFINITE, _count(waves, begin, end))
+                if SAVE:
+                    p_unknown = unknown + signal * ((length + BITS - 1) // BITS)
+                    for p in range(begin, end, NOTED * BITS):
+                        store_unknown(waves[0], p_unknown, p, end, NOTED)
     else:
-        _stretch(
-            waves, tables, kept, p_partials, length, frames, first, stop, HOP, RADICES,
+        re, im, _ = _stretch(
+            waves, tables, signs, length, frames, first, stop, HOP, RADICES,
             ERROR=False, SAVE=False, SANITIZE=SANITIZE,
         )  # fmt: skip
+        p_partials = partials + program.to(tl.int64) * COLUMNS
+        store_partials(p_partials, 0.0, 0.0, re, im, 0.0, 0.0, 0.0)
 
 
 def statistics(
