@@ -2,7 +2,7 @@
 
 They are compiled, bound and launched as for an H100; the machine executes their PTX and watches it.
 All tests of triton_kernels/ run so, and those whose ``backend`` is "triton", among which each test
-of LOSSES has a copy. Whatever the sanitizers find fails the test, unless it is BENIGN.
+of LOSSES has a copy. Whatever the sanitizers find fails the test, unless it ``is_benign``.
 """
 
 from __future__ import annotations
@@ -53,14 +53,6 @@ NO_COPY = {
 # of a parameter's values); the others are slow, so make test-all runs them.
 EACH = 7
 
-# (kernel, kind of finding, hazard): why no result can depend on it.
-BENIGN = {
-    ("objective_kernel", "shared-race", "write-after-write"): (
-        "Its tiles have fewer elements than threads. Threads that hold copies of one element all"
-        " write it, the same bits, where a layout is converted. Only such findings count as benign:"
-        " the machine saw the same value every time."
-    ),
-}
 # (kernel, line): where data, so what was loaded from memory, may decide which way a program goes or
 # what it accesses. Everywhere else the accesses and barriers of a launch are the same whatever the
 # data: one run without findings stands for all. Of these, tests run every way. Looked at with Triton
@@ -158,7 +150,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def is_benign(finding: Any) -> bool:
-    return finding.benign and (finding.kernel, finding.kind, finding.hazard) in BENIGN
+    """Several threads write one element to shared memory, by one instruction, the same bits.
+
+    The only kind of finding on which no result can depend. Triton's layouts give copies of an
+    element to several threads where a tile has fewer elements than the program threads
+    (``objective_kernel``), and from Triton 3.8 on in reductions; where a layout is converted all of
+    them write it. Copies are computed alike from the same numbers, whatever these are; and the
+    machine saw the same value every time.
+    """
+    itself = finding.other is not None and finding.other.line == finding.instruction.line
+    race = (finding.kind, finding.hazard) == ("shared-race", "write-after-write")
+    return bool(race and finding.benign and itself)
 
 
 @pytest.fixture(autouse=True)
