@@ -55,8 +55,8 @@ EACH = 7
 
 # (kernel, line): where data, so what was loaded from memory, may decide which way a program goes or
 # what it accesses. Everywhere else the accesses and barriers of a launch are the same whatever the
-# data: one run without findings stands for all. Of these, tests run every way. Looked at with Triton
-# 3.6 alone, for others say otherwise which line an instruction comes from.
+# data: one run without findings stands for all. Of these, tests run every way. Looked at with
+# Triton 3.6 alone, for others say otherwise which line an instruction comes from.
 SILENCE = "signs of silent frames are cleared (test_silence_and_equality, test_one_sample_differs)"
 SECOND_READING = (
     "samples that are not finite: a stretch is read again (test_onchip's test_sanitized)"
