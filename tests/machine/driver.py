@@ -68,7 +68,7 @@ class Driver(DriverBase):
         self.pending = threading.local()  # what the launch under way was given
         self.memory_of: Callable[[torch.Tensor], Memory] = memory_of
         self.programs: Callable[[str, int], list[range]] | None = None  # which of a grid to run
-        self.again: Callable[..., None] | None = None  # is given each launch before it runs
+        self.run: Callable[..., Result] = simt.run  # what runs a launch
 
     @property
     def findings(self) -> list[Finding]:
@@ -100,11 +100,9 @@ class Driver(DriverBase):
     ) -> None:
         given, constants = self.pending.launch
         block, arguments = self.bound(f, given, params)
-        if self.again is not None:
-            self.again(f.program, grid, threads, shared, block, arguments)
         programs = None if self.programs is None else self.programs(f.name, grid[0])
         start = time.perf_counter()
-        result = simt.run(
+        result = self.run(
             f.program, grid, threads, shared, block, arguments, self.options, programs
         )
         seconds = time.perf_counter() - start

@@ -190,7 +190,7 @@ static void meet(const Step *s, const u32 *mask) {
     int other = wanted & ~s->x ? first(wanted & ~s->x) : 31;
     REPORT(s, .kind = WARP_MASK, .address = wanted, .thread = thread_of(w, one), .thread2 = thread_of(w, other));
   } else if (s->i->op == OP_warpsync) {
-    w->strong += s->x == w->present;
+    if (s->x == w->present) order(&w->ordered, s->pc, w->strong++);
   } else {
     w->weak += s->x == w->present;
   }

@@ -97,6 +97,7 @@ typedef struct {
   u64 seed, approximate; // approximate: key by which approximations differ by an ulp, 0: they do not
   s64 budget;            // of warp instructions
   Count *counts;
+  s32 *needed; // of each barrier a program, from 1, in which it alone orders two accesses; NULL: not asked
   Finding *findings;
   s32 max_findings, n_findings;
   s64 executed;
@@ -131,6 +132,9 @@ struct GlobalShadow {
   s32 w_cta, r_cta, w_pc, r_pc, w_thread, r_thread, atomic; // programs run one after another
 };
 
+// The barrier that ended the last epochs, all of them since that one.
+typedef struct { s32 pc; u32 since; } Last;
+
 typedef struct { s32 pc; u32 lanes; } Meeting;
 enum { MEETINGS = 256 };
 
@@ -143,6 +147,7 @@ typedef struct {
   // Lanes: there at the start; not exited; at a barrier; at an instruction that needs others.
   u32 present, alive, waiting, parked;
   u32 strong, weak; // epochs of the warp: bar.warp.sync orders memory, a shuffle only execution
+  Last ordered;     // by which bar.warp.sync
   Meeting meetings[MEETINGS];
   u32 shaded;      // lanes whose way data has decided, which only computes
   s32 until[WARP]; // where that way ends
@@ -156,6 +161,7 @@ typedef struct {
   u8 *smem, *written, *data; // shared memory; which bytes were written; which come from data
   Shadow *shadow;
   u32 epoch, launch;
+  Last ordered;
   s32 cta, ctaid[3];
   u64 random;
 } Machine;
@@ -168,6 +174,9 @@ typedef struct { Machine *m; Warp *w; const Ins *i; int pc; u32 x; } Step;
 static inline void *reg(const Warp *w, int o) { return w->R + o; }
 static inline u32 *taint(const Warp *w, int o) { return (u32 *)(w->T + o); }
 static inline int thread_of(const Warp *w, int lane) { return WARP * w->number + lane; }
+static inline void order(Last *last, s32 pc, u32 epoch) {
+  if (last->pc != pc) *last = (Last){pc, epoch};
+}
 static inline int first(u32 lanes) { return lanes ? __builtin_ctz(lanes) : 0; }
 
 // sanitizers.c

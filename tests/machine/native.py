@@ -123,7 +123,7 @@ class Launch(c.Structure):
         *fields(c.c_int32, "races poison taint order"),
         *fields(c.c_uint64, "seed approximate"),
         *fields(c.c_int64, "budget"),
-        *fields(c.c_void_p, "counts findings"),
+        *fields(c.c_void_p, "counts needed findings"),
         *fields(c.c_int32, "max_findings n_findings"),
         *fields(c.c_int64, "executed"),
         *fields(c.c_int32, "cta_from cta_to"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 
@@ -35,6 +36,16 @@ class Program:
             self.fill(x, index)
             x.leader = index in leaders
         self.native = self.describe(decode, size)
+
+    def without(self, index: int) -> Program:
+        """The same program, in which an instruction does nothing."""
+        other = copy.copy(self)
+        other.instructions = type(self.instructions).from_buffer_copy(self.instructions)
+        x = other.instructions[index]
+        x.op, x.kind, x.sync = native.operations()["nop"], ARITHMETIC, -1
+        other.native = native.Program.from_buffer_copy(self.native)
+        other.native.ins = other.instructions
+        return other
 
     def lay_out(self, decode: Decoder) -> tuple[dict[str, int], int]:
         """Where registers are: a predicate is a word, others have a value for each lane."""

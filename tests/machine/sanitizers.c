@@ -26,8 +26,21 @@ static int races(const Step *s, const Access *a, int thread) {
   return a->thread / WARP != thread / WARP || a->strong == s->w->strong;
 }
 
+// Of two accesses that would race: notes the barrier that they are ordered by, if it is but one.
+static void note(const Step *s, const Access *a, int thread) {
+  const Machine *m = s->m;
+  const Warp *w = s->w;
+  int one_warp = a->thread / WARP == thread / WARP;
+  const Last *by = NULL;
+  if (a->thread == thread) return;
+  if (a->epoch != m->epoch) by = one_warp && a->strong != w->strong ? NULL : &m->ordered;
+  else if (one_warp && a->strong != w->strong) by = &w->ordered;
+  if (by && by->pc >= 0 && (by == &m->ordered ? a->epoch : a->strong) >= by->since) m->l->needed[by->pc] = 1 + m->cta;
+}
+
 // `now` is of the access that follows on the one that is known.
 static inline void conflict(const Step *s, const Access *known, const Access *now, int hazard, const Finding *f) {
+  if (s->m->l->needed) note(s, known, now->thread);
   if (!races(s, known, now->thread)) return;
   int by_shuffle = known->thread / WARP == now->thread / WARP && known->weak != now->weak;
   Finding race = *f;

@@ -48,6 +48,7 @@ class Options:
     # A key by which results of approximate instructions are an ulp less or more, or as they are.
     approximate: int = 0
     budget: int = 1 << 33  # of warp instructions
+    barriers: bool = False  # whether ``Result.needed`` is wanted
 
     def __post_init__(self) -> None:
         if self.order not in (None, *ORDERS):
@@ -138,6 +139,9 @@ class Argument:
 class Result:
     findings: list[Finding]
     counts: np.ndarray  # per instruction the fields of native.Count
+    # Per instruction, with the option ``barriers``: a program, from 1, two accesses of which it
+    # alone orders; 0: there is none.
+    needed: np.ndarray
     executed: int
     program: Program = field(repr=False)
 
@@ -180,6 +184,7 @@ def run(
         param_arg[p.offset // 8] = k + 1
 
     counts = np.zeros((len(program.code), len(native.Count._fields_)), np.uint64)
+    needed = np.zeros(len(program.code), np.int32)
     findings = (native.Finding * MOST_FINDINGS)()
     buffer = c.create_string_buffer(params, len(params) + 1)
     order = options.order or ("mixed" if options.seed else "forward")
@@ -202,6 +207,7 @@ def run(
         approximate=options.approximate,
         budget=options.budget,
         counts=counts.ctypes.data,
+        needed=needed.ctypes.data if options.barriers else None,
         findings=c.addressof(findings),
         max_findings=MOST_FINDINGS,
     )
@@ -210,7 +216,7 @@ def run(
         with RUNNING:
             native.library().run(c.byref(program.native), c.byref(launch))
     found = [described(f, program, arguments, shared) for f in findings[: launch.n_findings]]
-    return Result(found, counts, launch.executed, program)
+    return Result(found, counts, needed, launch.executed, program)
 
 
 def described(

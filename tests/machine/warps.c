@@ -152,9 +152,10 @@ static void run_program(Machine *m) {
   memset(m->smem, l->poison, l->shared_bytes);
   memset(m->written, 0, l->shared_bytes);
   memset(m->data, 0, l->shared_bytes);
-  m->epoch++;
+  m->ordered = (Last){-1, ++m->epoch};
   for (int k = 0; k < m->n_warps; k++) {
     Warp *w = &m->warps[k];
+    w->ordered = (Last){-1, w->strong};
     int threads = l->threads - WARP * k;
     w->present = w->alive = threads >= WARP ? FULL : (1u << threads) - 1;
     w->waiting = w->parked = w->shaded = w->n_meetings = 0;
@@ -176,7 +177,7 @@ static void run_program(Machine *m) {
     if (differ) f.kind = BARRIER_DIFFERENT, report(m, f);
     if (l->executed >= l->budget) return;
     for (int k = 0; k < m->n_warps; k++) m->warps[k].waiting = 0;
-    m->epoch++;
+    order(&m->ordered, pc, m->epoch++);
   }
 }
 
