@@ -533,12 +533,6 @@ MUTATIONS = [
         "done = tl.where(at < hop, x, x + y)",
         "done = x + y",
     ),
-    (
-        "complex on chip: no barrier before the walk",
-        TRITON + "complex_stft.py",
-        "tl.debug_barrier()  # the walk",
-        "pass  # the walk",
-    ),
 ]
 
 
