@@ -80,7 +80,7 @@ def variable(x: Any) -> Any:
     Operators take numbers as constants alone, and to compute with tensors is also the only way that
     does not make it one again (torch 2.11 does so with what appears in none but derived numbers).
     """
-    if isinstance(x, Tensor) or not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() or isinstance(x, Tensor):
         return x
     from torch.fx.experimental.symbolic_shapes import has_static_value  # imports much
 

@@ -142,7 +142,9 @@ Table = Any
 class Statistics(NamedTuple):
     """What one read of the data leaves: sums per term, and what the gradient needs later."""
 
-    partials: tuple[Table, ...]  # per term [B, chunks, COLUMNS]; a row's statistics sum over chunks
+    # Per term [B, chunks, COLUMNS]; a row's statistics sum over chunks. In eager, as its own
+    # ``objective`` takes them: those of the waveform are fewer, and the last is a count.
+    partials: tuple[Table, ...]
     saved: tuple[Tensor | None, ...]  # the backend's own, passed back to its ``gradient``
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._C import _autograd
 
 from . import backends, reference
+from .kernels import eager
 from .kernels.eager.waveform import compute_dtype
 from .kernels.modes import variable
 from .kernels.plan import PARTS, WINDOWS, Objective, Plan, Resolution, Table
@@ -17,7 +18,7 @@ from .notices import Notices, notices_of
 
 
 class FusedLoss(torch.autograd.Function):
-    """statistics -> objective -> coefficients in forward, gradient in backward.
+    """Statistics, objective and coefficients in forward, the gradient in backward.
 
     Estimates and actuals are kept for a second derivative alone (and the estimates for level
     matching), so their memory may be written once the loss is known: see :func:`forgiving`.
@@ -68,32 +69,29 @@ class LossAtOnce(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan, backend: str, save: bool
+        ctx: Any, estimates: Tensor, actuals: Tensor, plan: Plan
     ) -> tuple[Tensor, Table, int]:
-        kernels = backends.kernels(backend)
-        loss, parts, nonfinite, gradient = kernels.value_and_gradient(
-            plan, estimates, actuals, save
-        )
-        if save:
-            ctx.plan = plan
-            ctx.parts = parts.data if isinstance(parts, Tensor) else parts
-            save_for_both(ctx, estimates, actuals, gradient)
-            ctx.alone = _autograd._top_saved_tensors_default_hooks(True) is None
+        loss, parts, nonfinite, gradient = eager.value_and_gradient(plan, estimates, actuals, True)
+        ctx.plan = plan
+        ctx.parts = parts
         if isinstance(parts, Tensor):
+            ctx.parts = parts.data
             ctx.mark_non_differentiable(parts)
+        save_for_both(ctx, estimates, actuals, gradient)
+        ctx.alone = _autograd._top_saved_tensors_default_hooks(True) is None
         ctx.set_materialize_grads(False)
         return loss, parts, nonfinite
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None, None, None
+            return None, None, None
         estimates, actuals, gradient = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             result = differentiable(ctx, estimates, actuals, grad)
         else:
             result = multiplied(gradient, grad, ctx.alone).to(estimates.dtype)
-        return result, None, None, None, None
+        return result, None, None
 
 
 def save_for_both(ctx: Any, estimates: Tensor, actuals: Tensor, *saved: Tensor | None) -> None:
@@ -186,12 +184,14 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
             estimates, actuals, *encode(plan), name, save, notices.name
         )
         return value, parts
+    elif name == "eager" and not save:
+        with torch.no_grad():
+            value, parts, nonfinite, _ = eager.value_and_gradient(plan, estimates, actuals, save)
     elif name == "eager":
         value, parts, nonfinite = LossAtOnce.apply(  # type: ignore[no-untyped-call]
-            estimates, actuals, plan, name, save
+            estimates, actuals, plan
         )
-        if save:
-            forgiving(value.grad_fn._raw_saved_tensors[: 1 if actuals.is_inference() else 2])
+        forgiving(value.grad_fn._raw_saved_tensors[: 1 if actuals.is_inference() else 2])
     else:
         value, parts, nonfinite = FusedLoss.apply(  # type: ignore[no-untyped-call]
             estimates, actuals, plan, name, save
@@ -276,13 +276,12 @@ def value_and_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss, parts and the gradient for an incoming gradient of one (empty unless ``save``)."""
     *encoded, backend, save, name = rest
-    plan, kernels = decode(*encoded), backends.kernels(backend)
+    plan = decode(*encoded)
     dtype = compute_dtype(estimates, actuals)
     if backend == "eager":
-        loss, parts, nonfinite, gradient = kernels.value_and_gradient(
-            plan, estimates, actuals, save
-        )
+        loss, parts, nonfinite, gradient = eager.value_and_gradient(plan, estimates, actuals, save)
     else:
+        kernels = backends.kernels(backend)
         found = kernels.statistics(plan, estimates, actuals, save)
         loss, coefficients, parts, nonfinite = kernels.objective(
             plan, found.partials, *estimates.shape[1:], dtype

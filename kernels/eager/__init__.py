@@ -34,7 +34,7 @@ def value_and_gradient(
     batch, channels, length = estimates.shape
     dtype = compute_dtype(estimates, actuals)
     share, *shares = many.factors(plan, plan.terms(channels, length), batch)
-    total = torch.empty(estimates.shape, dtype=dtype, device=estimates.device) if save else None
+    total = room_for(estimates, dtype) if save else None
     together = batch
     if save and estimates.device.type == "cpu":
         together = min(batch, max(1, waveform.BLOCK // (channels * length)))
@@ -57,6 +57,10 @@ def value_and_gradient(
     return loss, parts, nonfinite, total
 
 
+def room_for(estimates: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(estimates, dtype=dtype, memory_format=torch.contiguous_format)
+
+
 def statistics(
     plan: Plan, estimates: Tensor, actuals: Tensor, save: bool, room: Tensor | None = None
 ) -> Statistics:
@@ -65,8 +69,7 @@ def statistics(
     ``save`` keeps what :func:`gradient` needs, and ``room`` is where that will be written.
     """
     if save and room is None:
-        dtype = compute_dtype(estimates, actuals)
-        room = torch.empty(estimates.shape, dtype=dtype, device=estimates.device)
+        room = room_for(estimates, compute_dtype(estimates, actuals))
     found = _statistics(plan, estimates, actuals, room, sanitize=False)
     # A sample that is not finite leaves no finite sum behind, so clean data is never scanned (but
     # where long hops leave samples out of every frame).

@@ -17,7 +17,7 @@ BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enoug
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 stays float64; everything else is computed in float32."""
-    return torch.float64 if torch.float64 in {x.dtype for x in tensors} else torch.float32
+    return torch.float64 if any(x.dtype is torch.float64 for x in tensors) else torch.float32
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -27,8 +27,10 @@ def sum_dtype(device: torch.device) -> torch.dtype:
 
 def blocks(x: Tensor) -> list[slice]:
     """Equal slices of the last dimension of [B, C, L] that hold at most BLOCK samples each."""
-    length = x.shape[-1]
-    count = min(length, -(-x.numel() // BLOCK))
+    length, size = x.shape[-1], x.numel()
+    if size <= BLOCK:
+        return [slice(0, length)]
+    count = min(length, -(-size // BLOCK))
     step = -(-length // count)
     return [slice(i, min(i + step, length)) for i in range(0, length, step)]
 
@@ -40,7 +42,7 @@ def stacked(rows: list[Tensor]) -> Tensor:
 
 def part(x: Tensor, span: slice) -> Tensor:
     """Samples of [B, C, L]: without an operator where that is all."""
-    return x if span == slice(0, x.shape[-1]) else x[..., span]
+    return x if span.stop - span.start == x.shape[-1] else x[..., span]
 
 
 def widened(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
