@@ -4,7 +4,7 @@
 
 Every step has a limit of its own, and a line in DIR/status.json when it ends. Another call with the
 same DIR leaves out what has passed for the same library, begins with what has not been tried, and
-tries again what failed. DIR holds seven files at most; pictures are drawn from them elsewhere.
+tries again what failed. DIR holds eight files at most; pictures are drawn from them elsewhere.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def steps(out: Path) -> list[Step]:
         Step("gpu tests", 300, [*measure, "tests"]),
         Step("headline", 180, [*measure, "headline"]),
         Step("time of each kernel", 120, ["benchmarks.per_kernel", *to_out]),
+        Step("tuning", 300, ["benchmarks.tune", "--device", "cuda", *to_out]),
         Step("every kernel", 150, every_kernel),
         sanitizer("memcheck", every_kernel),
         sanitizer("racecheck", every_kernel)._replace(harmless=only_false_alarms),

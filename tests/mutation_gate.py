@@ -443,8 +443,8 @@ MUTATIONS = [
     (
         "conjugates of the next tensor",
         TRITON + "onchip/signs.py",
-        "tl.where(c == 0, further, high[h])",
-        "tl.where(c >= 0, further, high[h])",
+        "tl.where(c == 0, further, opposite[h])",
+        "tl.where(c >= 0, further, opposite[h])",
     ),
     (
         "gradient of repaired samples",
@@ -455,8 +455,8 @@ MUTATIONS = [
     (
         "stretches begin with half their frames",
         TRITON + "onchip/backward.py",
-        "for i in range(tl.maximum(first - N // (2 * HOP), 0), stop):",
-        "for i in range(tl.maximum(first - 1, 0), stop):",
+        "begin = tl.maximum(first - N // (2 * HOP), 0)",
+        "begin = tl.maximum(first - 1, 0)",
     ),
     (
         "level gradient on chip halved",

@@ -38,9 +38,38 @@ class Config(NamedTuple):
     longest: int = 1 << 16  # elements that one program sums, in float32
     transient: int = 1 << 29  # bytes of frames and spectra that exist at a time
     sums: int = 1024  # partial sums that the objective adds at a time
+    # Of the on-chip STFT, warps that are wanted of a launch: six rounds of 20 on each of 132
+    # multiprocessors; fewer backward, where each stretch begins with frames that are done twice.
+    forward_warps: int = 16384
+    backward_warps: int = 4096
+    # Its registers per thread, and where a hop is half a frame; None: as many as ptxas likes.
+    registers: int | None = None
+    registers_of_long_hops: int | None = None
+    prefetch: bool = True  # its backward loads a pair's signs before the FFT of the pair before
 
 
-CONFIG = Config()
+# By compute capability, from the one on. What only a card can decide stands here, and is measured
+# by benchmarks/tune.py. Registers: for 20 warps on a multiprocessor, and for 16.
+CONFIGS = {
+    100: Config(),
+    90: Config(registers=96, registers_of_long_hops=128),
+    0: Config(registers=96, registers_of_long_hops=128),
+}
+CONFIG: Config | None = None  # in place of the table's
+
+
+def config() -> Config:
+    return CONFIG or _row(driver.active)
+
+
+@functools.cache
+def _row(active: Any) -> Config:
+    """The sizes for the GPUs of a driver."""
+    target = active.get_current_target()
+    if target.backend != "cuda":
+        return Config()
+    return next(row for arch, row in CONFIGS.items() if arch <= target.arch)
+
 
 # What changes from call to call must not make Triton compile anew, so it specializes code on being
 # 1 or divisible by 16 for these alone: a resolution's sizes, and tensors that start where they were
@@ -100,13 +129,14 @@ def new_partials(like: Tensor, signals: int, chunks: int, dtype: torch.dtype) ->
 
 
 def block_count(elements: int) -> int:
-    return ceil_div(elements, PLANES.value * CONFIG.lanes)
+    return ceil_div(elements, PLANES.value * config().lanes)
 
 
 def split(signals: int, pieces: int, size: int) -> tuple[int, int]:
     """Chunks per signal, pieces per chunk: for signals of so many pieces of ``size`` elements."""
-    wanted = ceil_div(CONFIG.programs, signals)
-    span = max(1, min(ceil_div(pieces, wanted), CONFIG.longest // size))
+    sizes = config()
+    wanted = ceil_div(sizes.programs, signals)
+    span = max(1, min(ceil_div(pieces, wanted), sizes.longest // size))
     return ceil_div(pieces, span), span
 
 

@@ -274,7 +274,7 @@ def frame(
     ``chunks`` says how many there are per signal and how many frames each has.
     """
     _, channels, length = estimates.shape
-    lanes = common.CONFIG.lanes
+    lanes = common.config().lanes
     launch(
         frame_kernel,
         programs=slab.signals * chunks[0],
@@ -329,12 +329,12 @@ def overlap_add(
     first = slab.first_frame * res.hop_length - res.pad
     end = first + (slab.frames - 1) * res.hop_length + res.n_fft
     first, end = max(0, min(first, length - 1 - res.pad)), min(end, length)
-    width = common.CONFIG.lanes * UNROLL.value
+    width = common.config().lanes * UNROLL.value
     blocks = ceil_div(end - first, width)
     launch(
         overlap_add_kernel,
         programs=slab.signals * blocks,
-        threads=common.CONFIG.lanes,
+        threads=common.config().lanes,
         gradient=gradient,
         framed=framed,
         window=res.window(gradient.dtype, gradient.device),

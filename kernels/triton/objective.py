@@ -221,6 +221,6 @@ def objective(
             SETTINGS=table.shape[1],
             PARTS=len(PARTS),
             ROWS=rows,
-            WIDTH=max(1, common.CONFIG.sums // rows),
+            WIDTH=max(1, common.config().sums // rows),
         )
     return result

@@ -23,9 +23,9 @@ SAVED = 2  # tensors that stft_statistics saves: the signs and the edge bins
 
 def slabs(signals: int, frames: int, frame_bytes: int) -> list[Slab]:
     """Frames in equal groups of whole signals, or in spans of one signal where that is too long."""
-    room = common.CONFIG.transient // frame_bytes
+    room = common.config().transient // frame_bytes
     # A span's codes are whole blocks, because a frame has an even number of them.
-    step = PLANES.value * common.CONFIG.lanes // 2
+    step = PLANES.value * common.config().lanes // 2
     if frames > max(room, step):
         step *= max(1, room // step)
         return [
@@ -58,7 +58,7 @@ def stft_statistics(
     signals, count = batch * channels, res.frames(length)
     dtype, level = compute_dtype(estimates, actuals), term.has_level
     transforms = 1 if term.pure_l1 else 2
-    block = PLANES.value * common.CONFIG.lanes
+    block = PLANES.value * common.config().lanes
 
     # A frame and its spectrum exist together, of e - t and of t.
     todo = slabs(signals, count, 2 * transforms * res.n_fft * dtype.itemsize)
@@ -70,7 +70,7 @@ def stft_statistics(
     partials = new_partials(estimates, signals, ceil_div(count, span) * rows, dtype)
     signs = edges = None
     if save:
-        words = block_count(count * 2 * res.bins) * common.CONFIG.lanes
+        words = block_count(count * 2 * res.bins) * common.config().lanes
         signs = estimates.new_empty(signals, words, dtype=torch.int32)
         if level:
             edges = estimates.new_empty(signals, count, 2, dtype=dtype)
@@ -93,7 +93,7 @@ def stft_statistics(
             sanitize=sanitize,
         )
         spectra = torch.view_as_real(torch.fft.rfft(framed))
-        word = slab.first_frame * 2 * res.bins // block * common.CONFIG.lanes
+        word = slab.first_frame * 2 * res.bins // block * common.config().lanes
         spectrum_statistics(
             spectra,
             partials=part[:, tallied:],

@@ -182,7 +182,7 @@ def spectrum_statistics(
     """
     count, signals = spectra.shape[:2]
     values = spectra[0, 0].numel()
-    lanes = common.CONFIG.lanes
+    lanes = common.config().lanes
     launch(
         spectrum_statistics_kernel,
         programs=signals * chunks[0],
@@ -213,7 +213,7 @@ def spectrum_gradient(
     spectra: Tensor,
 ) -> None:
     """Write S_a + i S_b of each pair of the slab's frames into ``spectra`` [pairs, n, 2]."""
-    lanes = common.CONFIG.lanes
+    lanes = common.config().lanes
     launch(
         spectrum_gradient_kernel,
         programs=spectra.shape[0],

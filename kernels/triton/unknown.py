@@ -65,7 +65,7 @@ def find_unknown(estimates: Tensor, unknown: Tensor) -> None:
     """Write all of the words."""
     _, channels, length = estimates.shape
     signals, words = unknown.shape
-    lanes = common.CONFIG.lanes
+    lanes = common.config().lanes
     blocks = ceil_div(words, lanes)
     launch(
         unknown_kernel,

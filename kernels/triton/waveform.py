@@ -172,7 +172,7 @@ def waveform_statistics(
 ) -> tuple[Tensor, Tensor | None]:
     """Partial sums [B, chunks, COLUMNS] and, with ``save``, what the gradient needs of e - t."""
     batch, channels, length = estimates.shape
-    lanes = common.CONFIG.lanes
+    lanes = common.config().lanes
     blocks = block_count(length)
     chunks, span = split(batch * channels, blocks, PLANES.value * lanes)
     dtype = compute_dtype(estimates, actuals)
@@ -224,7 +224,7 @@ def waveform_gradient(
     ``dtype`` is that of the computation; ``kept`` comes from :func:`waveform_statistics`.
     """
     batch, channels, length = estimates.shape
-    lanes = common.CONFIG.lanes
+    lanes = common.config().lanes
     blocks = block_count(length)
     launch(
         waveform_gradient_kernel,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution, Statistics
-from torch_l1snr_fast.kernels.triton.onchip import stretches
+from torch_l1snr_fast.kernels.triton import common
 
 from . import emulated
 
@@ -80,7 +80,9 @@ def test_more_than_2_to_the_31_elements(
         for part in (x[..., :TAIL], x[..., -TAIL:]):
             part.copy_(0.1 * torch.randn(part.shape))
     large, gradient = evaluated(PLANS[plan], e, t, some=True)
-    monkeypatch.setattr(stretches, "WARPS", 1)  # stretches as long as those of much data
+    # Stretches as long as those of much data.
+    sizes = common.CONFIGS[90]._replace(forward_warps=1, backward_warps=1)
+    monkeypatch.setattr(common, "CONFIG", sizes)
     for row in range(ROWS):
         tails = [x[row : row + 1, :, -TAIL:].contiguous() for x in (e, t)]
         small, want = evaluated(PLANS[plan], *tails, some=False)

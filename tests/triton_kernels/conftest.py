@@ -42,6 +42,8 @@ def apart(device: torch.device) -> Callable[..., list[Tensor]]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> common.Config:
     """Sizes with which little data crosses every boundary: blocks of 256 elements, few programs."""
-    config = common.Config(lanes=16, programs=6, longest=1024, transient=1 << 30, sums=4)
+    config = common.CONFIGS[90]._replace(
+        lanes=16, programs=6, longest=1024, transient=1 << 30, sums=4
+    )
     monkeypatch.setattr(common, "CONFIG", config)
     return config

@@ -7,6 +7,8 @@ and moves the gradient by more than all rounding errors.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import cases
@@ -46,10 +48,12 @@ from torch_l1snr_fast.kernels.plan import (
     Plan,
     Resolution,
 )
-from torch_l1snr_fast.kernels.triton import offchip, onchip, stft
+from torch_l1snr_fast.kernels.triton import common, offchip, onchip, stft
 from torch_l1snr_fast.kernels.triton.fft import SPLITS, twiddles
-from torch_l1snr_fast.kernels.triton.onchip import stretches
 from torch_l1snr_fast.kernels.triton.onchip.stretches import backward_spans, forward_spans
+
+sys.path.append(str(Path(__file__).parents[2]))
+from benchmarks import tune
 
 TERMS = {
     "d1": SPECTRUM,
@@ -205,13 +209,32 @@ def test_lengths_with_levels(length: int, device: torch.device):
     verify(spectral(SPECTRUM_BLEND), e, t)
 
 
-@pytest.mark.parametrize("warps", [1, 8, stretches.WARPS])
+def want(monkeypatch: pytest.MonkeyPatch, warps: int) -> None:
+    """Few programs, so long stretches, or as many as of a large batch."""
+    sizes = common.config()._replace(forward_warps=warps, backward_warps=-(-warps // 4))
+    monkeypatch.setattr(common, "CONFIG", sizes)
+
+
+MANY = common.Config().forward_warps
+
+
+@pytest.mark.parametrize("warps", [1, 8, MANY])
 @pytest.mark.parametrize("length", [1279, 1409])
 def test_stretches(length: int, warps: int, device, monkeypatch: pytest.MonkeyPatch):
     """Several per signal, of the least span, of a longer one, and one for all; the last unequal."""
-    monkeypatch.setattr(stretches, "WARPS", warps)
+    want(monkeypatch, warps)
     e, t = (layouts(x)["sliced"] for x in single(1, 1, length, device=device))
     verify(spectral(SPECTRUM_LEVEL), e, t)
+
+
+ON_CHIP = [variant for variant in tune.VARIANTS if variant.case is tune.SPECTRAL]
+
+
+@pytest.mark.parametrize("variant", ON_CHIP, ids=tune.Variant.title)
+def test_variants(variant: tune.Variant, device: torch.device, monkeypatch: pytest.MonkeyPatch):
+    """Of sizes that only a card can judge; several stretches, which do not end alike."""
+    monkeypatch.setattr(common, "CONFIG", variant.config(common.config()))
+    verify(spectral(SPECTRUM), *single(1, 1, 1409, device=device))
 
 
 @pytest.mark.parametrize("hop", [32, 128])
@@ -316,8 +339,8 @@ def test_silence_and_equality(device: torch.device):
 ONE_SAMPLE = [
     (64, 1050, 0, 1),
     (64, 1050, 290, 1),  # frames 3 to 6: their pairs begin and end with a silent one
-    (64, 1050, 290, stretches.WARPS),
-    (64, 1050, 1040, stretches.WARPS),  # frames 15 and 16, the last, which has no partner
+    (64, 1050, 290, MANY),
+    (64, 1050, 1040, MANY),  # frames 15 and 16, the last, which has no partner
     (128, 4000, 3840, 1),  # frame 30 alone of 32 in one stretch
     (128, 4000, 3968, 1),  # and frame 31
 ]
@@ -326,7 +349,7 @@ ONE_SAMPLE = [
 @pytest.mark.parametrize(("hop", "length", "at", "warps"), ONE_SAMPLE)
 def test_one_sample_differs(hop, length, at, warps, device, monkeypatch: pytest.MonkeyPatch):
     """Signs only in the frames that have it, with all pairs in one stretch or two in each."""
-    monkeypatch.setattr(stretches, "WARPS", warps)
+    want(monkeypatch, warps)
     res = Resolution(256, hop, 256)
     e, t = single(1, 1, length, device=device)
     e.copy_(t)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from checks import BLEND, ENERGY, LEVEL, PURE, WAVEFORM, check, signals
 
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Plan
+from torch_l1snr_fast.kernels.triton import common
+
+sys.path.append(str(Path(__file__).parents[2]))
+from benchmarks import tune
 
 pytestmark = pytest.mark.usefixtures("small")
 
@@ -86,3 +93,12 @@ def test_rounding_of_long_sums(device: torch.device):
     want = torch.stack([(e - t).abs(), t.abs(), e.square(), t.square()]).sum((2, 3)).mT
     # At most 64 additions in a lane and 3 across lanes, each of relative error 2^-24 in float32.
     torch.testing.assert_close(got[:, [0, 2, 4, 5]], want, rtol=67 * 2.0**-24, atol=0)
+
+
+@pytest.mark.parametrize(
+    "variant", [v for v in tune.VARIANTS if v.case is tune.WAVEFORM], ids=tune.Variant.title
+)
+def test_variants(variant: tune.Variant, device: torch.device, monkeypatch: pytest.MonkeyPatch):
+    """Of sizes that only a card can judge, where a block is whole and where it is not."""
+    monkeypatch.setattr(common, "CONFIG", variant.config(common.Config()))
+    check(Plan(LEVEL, None, reduction="none"), *signals(2, 1, 8195, device=device))

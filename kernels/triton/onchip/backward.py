@@ -23,6 +23,7 @@ from ..unknown import BITS
 from .finish import NONFINITE, Base, finish, finish_with_care, fold_border, is_dirty
 from .level import level_gradient
 from .pairs import spectrum
+from .signs import load_words
 from .stretches import backward_stretches, forward_stretches, jit, launch, points, signal_of, zeros
 
 
@@ -94,6 +95,7 @@ def stft_gradient_kernel(
     LEVEL: tl.constexpr,
     SANITIZE: tl.constexpr,
     LANES: tl.constexpr,  # of a block of the waveform's signs
+    PREFETCH: tl.constexpr,  # a pair's signs are loaded before the FFT of the pair before it
 ):  # fmt: skip
     """``span`` times two hops of one signal's gradient, and the rest of it in the last stretch."""
     R1: tl.constexpr = RADICES[0]
@@ -138,9 +140,17 @@ def stft_gradient_kernel(
         repairs = (unknown + signal * ((length + BITS - 1) // BITS), p_counts, owned)
 
     held = zeros(R1 - SHIFT, CHUNK)
-    for i in range(tl.maximum(first - N // (2 * HOP), 0), stop):
+    begin = tl.maximum(first - N // (2 * HOP), 0)
+    if PREFETCH:
+        words = load_words(p_signs + begin * (N // 8), 2 * begin < frames, R3 // 2, R1 * R2)
+    for i in range(begin, stop):
         p_words = p_signs + i * (N // 8)
-        re, im = spectrum(p_words, p_edges, (a_re, a_im, half_r), i, frames, R3, R1 * R2, LEVEL)
+        if PREFETCH:
+            loaded = words
+            words = load_words(p_words + N // 8, 2 * i + 2 < frames, R3 // 2, R1 * R2)
+        else:
+            loaded = load_words(p_words, 2 * i < frames, R3 // 2, R1 * R2)
+        re, im = spectrum(loaded, p_edges, (a_re, a_im, half_r), i, frames, R3, R1 * R2, LEVEL)
         b, a = fft(im, re, p_twiddles, R2, R1)  # exchanged: the inverse
         out = _overlap_add(held, a, b, window)
         held = out[2 * SHIFT :]
@@ -185,6 +195,7 @@ def gradient(
     batch, channels, length = total.shape
     span, stretches, read_span = spans
     wave = Base() if base is None else base
+    sizes = common.config()
     launch(
         stft_gradient_kernel,
         batch * channels * stretches,
@@ -213,5 +224,6 @@ def gradient(
         BASE="added" if base is None else base.kind,
         LEVEL=level,
         SANITIZE=unknown is not None,
-        LANES=common.CONFIG.lanes,
+        LANES=sizes.lanes,
+        PREFETCH=sizes.prefetch,
     )

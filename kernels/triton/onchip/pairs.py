@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .signs import bits, load_words, signs_of
+from .signs import bits, mirrored_words, signs_of
 
 
 @triton.jit
@@ -70,18 +70,18 @@ def _edge_bins(p_edges, half_r, i, frames):
 
 @triton.jit
 def spectrum(
-    p_signs, p_edges, coefficients, i, frames,
+    loaded, p_edges, coefficients, i, frames,
     R: tl.constexpr, C: tl.constexpr, LEVEL: tl.constexpr,
 ):  # fmt: skip
     """G_A + i G_B of a pair, R tensors of C bins; Hermitian G, halved but at 0 and n/2.
 
-    ``coefficients`` are a_re, a_im and r of the row, a quarter of them for the half and for signs
-    of 2, and half of r.
+    ``loaded`` are the pair's words. ``coefficients`` are a_re, a_im and r of the row, a quarter of
+    them for the half and for signs of 2, and half of r.
     """
     HALF: tl.constexpr = R // 2
     a_re, a_im, half_r = coefficients
     c = tl.arange(0, C)
-    words, mirrored_words = load_words(p_signs, 2 * i < frames, HALF, C)
+    words, mirrored = loaded[0], mirrored_words(loaded[1])
     re, im, mirrored_re, mirrored_im = (), (), (), ()
     for k in tl.static_range(HALF):
         ar, ai, br, bi = signs_of(words, k)
@@ -101,7 +101,7 @@ def spectrum(
         re += (zr,)
         im += (zi,)
         # The conjugates.
-        ar, ai, br, bi = signs_of(mirrored_words, k)
+        ar, ai, br, bi = signs_of(mirrored, k)
         zr = ar * a_re + bi * a_im
         zi = br * a_re - ai * a_im
         if k == HALF - 1:

@@ -81,22 +81,27 @@ def silence(p_signs, frames, first, stop, sounding, WORDS: tl.constexpr):
 
 @triton.jit
 def load_words(p_signs, there, HALF: tl.constexpr, C: tl.constexpr):
-    """A pair's words: of bins k < n/2, and of their mirror images n - k.
-
-    n - k is in the mirrored column of the mirrored tensor, for column 0 one tensor further.
-    """
+    """A pair's words of each column c and of the mirrored one, C - c."""
     c = tl.arange(0, C)
-    low, high, mirrored = (), (), ()
+    words, opposite = (), ()
     for h in tl.static_range(HALF // 4):
-        words = p_signs + h * C
-        low += (bits(tl.load(words + c, mask=there, other=0)),)  # [c]
-        high += (bits(tl.load(words + (C - c) % C, mask=there, other=0)),)  # [c]
-    for h in tl.static_range(HALF // 4):
-        further = high[h] << 8
-        if 4 * h + 4 < HALF:
-            further |= high[h + 1] >> 24
-        mirrored += (tl.where(c == 0, further, high[h]),)
-    return low, mirrored
+        p = p_signs + h * C
+        words += (bits(tl.load(p + c, mask=there, other=0)),)  # [c]
+        opposite += (bits(tl.load(p + (C - c) % C, mask=there, other=0)),)  # [c]
+    return words, opposite
+
+
+@triton.jit
+def mirrored_words(opposite):
+    """Words of the bins n - k: of the mirrored column, for column 0 one tensor further."""
+    c = tl.arange(0, opposite[0].shape[0])
+    mirrored = ()
+    for h in tl.static_range(len(opposite)):
+        further = opposite[h] << 8
+        if h + 1 < len(opposite):
+            further |= opposite[h + 1] >> 24
+        mirrored += (tl.where(c == 0, further, opposite[h]),)
+    return mirrored
 
 
 @triton.jit

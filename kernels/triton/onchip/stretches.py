@@ -40,17 +40,13 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from triton.runtime import driver
 
 from ...plan import Resolution
 from .. import common
 from ..common import ceil_div
 from ..fft import SPLITS
 
-WARPS = 16384  # wanted of a launch: six rounds of 20 on each of 132 multiprocessors
 LONGEST = 16  # pairs in a forward stretch: their frames have one bit each in 32
-# Per thread, for 20 warps on a multiprocessor, and for 16; no more than the compilers need.
-REGISTERS, REGISTERS_OF_LONG_HOPS = 96, 128
 
 
 def jit(function: Callable[..., None]) -> Any:
@@ -64,17 +60,18 @@ def jit(function: Callable[..., None]) -> Any:
 
 
 def launch(kernel: Any, programs: int, res: Resolution, **arguments: Any) -> None:
-    target = driver.active.get_current_target()
-    if target.backend == "cuda" and target.arch < 100:
-        long_hops = 2 * res.hop_length == res.n_fft
-        arguments["maxnreg"] = REGISTERS_OF_LONG_HOPS if long_hops else REGISTERS
+    sizes = common.config()
+    long_hops = 2 * res.hop_length == res.n_fft
+    registers = sizes.registers_of_long_hops if long_hops else sizes.registers
+    if registers is not None:
+        arguments["maxnreg"] = registers
     common.launch(kernel, programs, SPLITS[res.n_fft].threads, **arguments)
 
 
 def forward_spans(res: Resolution, signals: int, frames: int) -> tuple[int, int, int]:
     """Pairs of frames of a signal, pairs to a stretch, stretches of a signal."""
     pairs = ceil_div(frames, 2)
-    programs = ceil_div(32 * WARPS, SPLITS[res.n_fft].threads)
+    programs = ceil_div(32 * common.config().forward_warps, SPLITS[res.n_fft].threads)
     span = min(LONGEST, max(2, pairs * signals // programs))
     return pairs, span, ceil_div(pairs, span)
 
@@ -82,7 +79,7 @@ def forward_spans(res: Resolution, signals: int, frames: int) -> tuple[int, int,
 def backward_spans(res: Resolution, signals: int, length: int) -> tuple[int, int, int]:
     """Steps of two hops of a signal and its borders, steps to a stretch, stretches of a signal."""
     steps = ceil_div(length + res.n_fft, 2 * res.hop_length)
-    programs = ceil_div(8 * WARPS, SPLITS[res.n_fft].threads)
+    programs = ceil_div(32 * common.config().backward_warps, SPLITS[res.n_fft].threads)
     # The first stretch and the last must have the samples where their border belongs.
     span = max(res.n_fft // (2 * res.hop_length) + 2, min(32, steps * signals // programs))
     return steps, span, max(1, steps // span)
