@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: test test-all demo style bench clean
+.PHONY: test test-slow test-all demo style bench clean
 .PHONY: docs dist
 
 $(READY): pyproject.toml
@@ -20,8 +20,10 @@ test: $(READY)
 	$(PYTEST) -m "not slow"
 
 # And what takes minutes: kernels for four GPUs, all pairs of dtypes, long signals, large transforms.
-test-all: test
+test-slow: $(READY)
 	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 demo: $(READY)
 	$(BIN)/python examples/train_separator.py --out runs/demo
