@@ -29,7 +29,6 @@ from torch import Tensor
 from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.plan import Plan
 from torch_l1snr_fast.kernels.triton import common
-from torch_l1snr_fast.kernels.triton.onchip import stretches
 
 sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks import every_kernel
@@ -85,7 +84,7 @@ def signals(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
     shortest = longest // 2 + 1
     for length in (5001, shortest, longest - 1, 3 * longest, 4 * longest + 3):
         if length >= shortest:
-            yield cases.signals(case.batch, 2, length)
+            yield cases.signals(case.batch, 2 if length == 5001 else 1, length)
     for start in (2000, 4600):  # and so silent frames, at the end
         e, t = cases.signals(case.batch, 1, max(5001, longest))
         e[..., start:] = t[..., start:]
@@ -98,6 +97,13 @@ def signals(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
         e, t = cases.signals(case.batch, 1, length)
         e[0, 0, 100:3000:7] = torch.nan
         yield e, t
+
+
+def runs() -> Iterator[tuple[Case, Tensor, Tensor]]:
+    for case in CASES:
+        for e, t in signals(case):
+            yield case, e.to(case.estimates), t.to(case.actuals)
+    yield ROWS, *cases.signals(ROWS.batch, 1, 2500, dtype=torch.float32)
 
 
 class Hunt:
@@ -169,17 +175,14 @@ class Contents:
 
 def test_each_barrier_is_noticed_or_known_to_be_needless(monkeypatch: pytest.MonkeyPatch):
     hunt = Hunt()
-    few = common.CONFIG._replace(programs=6)
-    for warps, config in ((stretches.WARPS, common.CONFIG), (1, few)):  # little work to each, much
-        monkeypatch.setattr(stretches, "WARPS", warps)
-        monkeypatch.setattr(common, "CONFIG", config)
-        for case in (*CASES, ROWS):
-            for e, t in signals(case):
-                e, t = e.to(case.estimates), t.to(case.actuals)
-                for route in every_kernel.routes(case):
-                    with route, emulated() as driver:
-                        driver.run = hunt
-                        evaluate(kernels, case, e, t)
+    few = common.CONFIGS[90]._replace(programs=6, forward_warps=1, backward_warps=1)
+    for sizes in (None, few):  # many programs, or a few that do more
+        monkeypatch.setattr(common, "CONFIG", sizes)
+        for case, e, t in runs():
+            for route in every_kernel.routes(case):
+                with route, emulated() as driver:
+                    driver.run = hunt
+                    evaluate(kernels, case, e, t)
     needless = Counter(
         (kernel.name, line_of(kernel.instructions[k]))
         for text, kernel in hunt.kernels.items()
