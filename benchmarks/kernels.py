@@ -97,7 +97,10 @@ CASES = [
 
 
 # Where a signal or a frame starts in a large tensor must be computed in 64 bits.
-LARGE = "estimates|actuals|gradient|framed|spectra|signs|wave_signs|unknown|edges|borders|partials"
+LARGE = (
+    "estimates|actuals|differences|gradient|framed|spectra|signs|wave_signs|unknown|edges|borders"
+    "|partials"
+)
 NARROW = re.compile(rf"tt\.addptr %(?:{LARGE}), %\S+ : !tt\.ptr<\w+>, i32")
 
 

@@ -500,20 +500,20 @@ MUTATIONS = [
     (
         "complex on chip: the constant counted once",
         TRITON + "complex_stft.py",
-        "edge = (c == 0) & (k == 0)",
-        "edge = (c == 0) & (k < 0)",
+        "edge = (c == 0) & ((k == 0) |",
+        "edge = (c == 0) & ((k < 0) |",
     ),
     (
         "complex on chip: column 0 as the others",
         TRITON + "complex_stft.py",
-        "gr = tl.where(c == 0, re[k + 1], gr)",
-        "gr = tl.where(c < 0, re[k + 1], gr)",
+        "gr = tl.where(c == 0, re[(R - k) % R], gr)",
+        "gr = tl.where(c < 0, re[(R - k) % R], gr)",
     ),
     (
         "complex on chip: a silent frame takes its partner's rounding",
         TRITON + "complex_stft.py",
-        "a_inverse = tl.where(a_sounds, tl.rsqrt",
-        "a_inverse = tl.where(a_sounds | b_sounds, tl.rsqrt",
+        "tl.where(b_sounds, scale, 0.0) * y",
+        "scale * y",
     ),
     (
         "complex on chip: frames from before the stretch left out",
@@ -524,14 +524,26 @@ MUTATIONS = [
     (
         "complex on chip: frames of the next stretch counted",
         TRITON + "complex_stft.py",
-        "(start + hop >= begin) & (start + hop < end)",
-        "(start + hop >= begin)",
+        "(second >= begin) & (second < end)",
+        "(second >= begin)",
     ),
     (
-        "complex on chip: frame B a transform too early",
+        "complex on chip: what is held not moved after frame A",
         TRITON + "complex_stft.py",
-        "done = tl.where(at < hop, x, x + y)",
-        "done = x + y",
+        "held = _further(held, at, hop)\n                held +=",
+        "held +=",
+    ),
+    (
+        "complex on chip: bins of double frames in each other's place",
+        TRITON + "complex_stft.py",
+        "br, bi = 2 * ar - xr, 2 * ai - xi\n        ar, ai = xr, xi",
+        "br, bi = xr, xi\n        ar, ai = 2 * ar - xr, 2 * ai - xi",
+    ),
+    (
+        "complex on chip: an odd sample finished too early",
+        TRITON + "complex_stft.py",
+        "end, hop - 1, length",
+        "end, hop, length",
     ),
 ]
 

@@ -19,6 +19,7 @@ import triton.language as tl
 from triton.backends.nvidia.compiler import CUDABackend
 
 from benchmarks.kernels import LEVEL, OTHER, TARGETS, Case, compiling, run
+from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
 from torch_l1snr_fast.kernels.plan import Objective, Plan, Resolution
 from torch_l1snr_fast.kernels.triton import frames, waveform
 
@@ -35,7 +36,8 @@ class PassedError(Exception):
     """Raised by the first pass after the front end, in whose place it is put."""
 
 
-def plans() -> Iterator[Plan]:
+def plans() -> Iterator[Plan | ComplexPlan]:
+    yield ComplexPlan(1.0, 1.0, (Resolution(256, 100, 200), Resolution(512, 100, 512)))
     for sanitize in (False, True):
         policy = {"sanitize_waveform": sanitize, "sanitize_spectrum": sanitize}
         for term in WAVEFORM:

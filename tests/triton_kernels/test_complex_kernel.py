@@ -13,6 +13,7 @@ from torch import Tensor
 import torch_l1snr_fast as package
 from torch_l1snr_fast import complex_stft as module
 from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
+from torch_l1snr_fast.kernels.plan import Resolution
 from torch_l1snr_fast.kernels.triton import complex_stft as fused
 from torch_l1snr_fast.kernels.triton.common import launch
 
@@ -25,7 +26,9 @@ MEANS = 7e-7
 GRADIENT = 2e-6
 
 SMALL: dict[str, Any] = {"win_lengths": [256], "n_fft": 256, "hop_lengths": 47}
-# Stretches are of 512 samples, the last with what is left.
+# One of the windows is of double frames: the other's transform does them too.
+DOUBLE: dict[str, Any] = {"win_lengths": [512, 200], "n_fft": 256, "hop_lengths": 47}
+# Stretches are of at least 512 samples, the last with what is left.
 RESOLUTIONS: dict[str, tuple[dict[str, Any], int]] = {
     "one hop in a quarter of frames": (SMALL, 1100),
     "just long enough": (SMALL, 129),
@@ -36,11 +39,16 @@ RESOLUTIONS: dict[str, tuple[dict[str, Any], int]] = {
         {"win_lengths": [100, 31, 1], "n_fft": 256, "hop_lengths": [50, 128, 100]},
         1100,
     ),
-    "two launches, not in their order": (
-        {"win_lengths": [200, 512, 256], "n_fft": 256, "hop_lengths": [90, 200, 128]},
+    "double frames": (DOUBLE, 1100),
+    "double frames, just long enough": (DOUBLE, 257),
+    "double frames, hops of half of them, not in their order": (
+        {"win_lengths": [200, 512, 256], "n_fft": 256, "hop_lengths": [90, 256, 128]},
         1100,
     ),
-    "1024": ({"win_lengths": [1024], "n_fft": 1024, "hop_lengths": 400}, 1000),
+    "two launches, not in their order": (
+        {"win_lengths": [200, 1024, 256], "n_fft": 256, "hop_lengths": [90, 400, 128]},
+        1100,
+    ),
     "2048": ({"win_lengths": [1500], "n_fft": 2048, "hop_lengths": 700}, 1100),
     "4096": ({"win_lengths": [4096], "n_fft": 4096, "hop_lengths": 2000}, 2100),
 }
@@ -88,8 +96,7 @@ def test_means_and_gradient(name: str, device: torch.device):
 def test_evaluation(device: torch.device):
     """The means alone: frames that reach into a stretch from before it are not read."""
     e, t = signals(1, 2, 1100, device=device)
-    for hop_lengths in (47, 128):
-        settings = SMALL | {"hop_lengths": hop_lengths}
+    for settings in (SMALL, SMALL | {"hop_lengths": 128}, DOUBLE):
         means, gradient = compute(e, t, save=False, **settings)
         want, _ = expected(e, t, **settings)
         assert float(((means - want) / want).abs().max()) <= MEANS
@@ -133,18 +140,28 @@ def test_rows_far_apart(apart: Any, device: torch.device):
 
 def test_silent_frames_get_nothing_of_their_partners(device: torch.device):
     """The difference ends amid the signal: of a pair one frame sounds, one is zero."""
-    for length in (340, 387):  # the first silent frame is the first of its pair, or the second
+    # The first silent frame is the first of its pair, or the second; or no frame has a partner.
+    for length, settings in ((340, SMALL), (387, SMALL), (340, DOUBLE)):
         e, t = signals(1, 1, 900, device=device)
         e[..., length:] = t[..., length:]
-        _, gradient = compute(e, t, **SMALL)
-        _, want = expected(e, t, **SMALL)
+        _, gradient = compute(e, t, **settings)
+        _, want = expected(e, t, **settings)
         cases.assert_gradient(gradient, want, GRADIENT)
         silent = want == 0
-        assert silent.sum() > 200
+        assert silent.sum() > 40
         assert not gradient[silent].any()
-    means, gradient = compute(t, t, **SMALL)
-    assert not means.any()
-    assert not gradient.any()
+        means, gradient = compute(t, t, **settings)
+        assert not means.any()
+        assert not gradient.any()
+
+
+def test_a_transform_serves_frames_of_its_size_and_of_twice_that():
+    def launches(*sizes: int) -> list[tuple[int, list[int]]]:
+        return fused.launches(tuple(Resolution(n, 64, n) for n in sizes))
+
+    assert launches(4096, 2048, 2048) == [(2048, [0, 1, 2])]
+    assert launches(256, 4096, 512, 256) == [(256, [2, 0, 3]), (2048, [1])]
+    assert launches(1024, 256) == [(256, [1]), (1024, [0])]
 
 
 def test_unknown_samples_show(device: torch.device):
@@ -171,4 +188,4 @@ def test_module(device: torch.device, monkeypatch: pytest.MonkeyPatch):
             want = cases.value_and_grad(loss, e.double(), t.double())
         assert float(((got[0] - want[0]) / want[0]).abs().max()) <= MEANS
         cases.assert_gradient(got[1], want[1].float(), GRADIENT)
-        assert len(launched) == (options is SMALL)
+        assert len(launched) == (2 if options is SMALL else 0)
