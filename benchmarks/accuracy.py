@@ -2,9 +2,9 @@
 
     python -m benchmarks.accuracy [--device cuda] [--out DIR]
 
-MultiL1SNRDBLoss with level matching in both domains, float32, with errors 0 to 120 dB below the
-target and with targets from full scale to silence. Without a GPU the compiled Triton kernels run on
-the machine of the tests. The reference sees the same float32 samples.
+MultiL1SNRDBLoss with level matching in both domains and MultiResolutionComplexSTFTLoss, float32,
+with errors 0 to 120 dB below the target and with targets from full scale to silence. Without a GPU
+the compiled Triton kernels run on the machine of the tests. The reference sees the same samples.
 """
 
 from __future__ import annotations
@@ -12,41 +12,44 @@ from __future__ import annotations
 import argparse
 import csv
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .records import RESULTS
-from .registry import LOSSES, UPSTREAM, backend, on_machine, training
+from .registry import (
+    BY_NAME,
+    COMPLEX,
+    IN_PYTORCH,
+    PROVIDERS,
+    TRAINING,
+    UPSTREAM,
+    Loss,
+    on_machine,
+)
 
 SHAPE = (1, 1, 4096)
-LOSS = LOSSES["MultiL1SNRDBLoss, level"]
+LOSS = BY_NAME["MultiL1SNRDBLoss, level"]
+OURS = ("reference", "eager", "triton")
+WAYS = {LOSS: (UPSTREAM, *OURS), BY_NAME[COMPLEX]: (IN_PYTORCH, *OURS)}  # providers of each
 SILENCE = float("-inf")
 SNRS = tuple(range(0, 121, 10))
 LEVELS = (*range(0, -121, -10), SILENCE)
 USUAL_SNR, USUAL_LEVEL = 20, -20  # dB; where the other is swept
 
-Way = tuple[str, Callable[[], AbstractContextManager[Any]], torch.dtype]
-REFERENCE: Way = ("torch_l1snr_fast", lambda: backend("reference"), torch.float64)
-WAYS: dict[str, Way] = {
-    UPSTREAM: ("torch_l1_snr", nullcontext, torch.float32),
-    "reference": ("torch_l1snr_fast", lambda: backend("reference"), torch.float32),
-    "eager": ("torch_l1snr_fast", lambda: backend("eager"), torch.float32),
-    "triton": ("torch_l1snr_fast", lambda: backend("triton"), torch.float32),
-}
-
 
 class Error(NamedTuple):
     """Of one provider at one point of a sweep."""
 
+    loss: str
     sweep: str  # "snr" or "level"
     decibels: float
     provider: str
-    value: float  # absolute, in dB
+    value: float  # absolute, in the loss's unit
     gradient: float  # norm of the difference by the norm of the gradient
 
 
@@ -57,12 +60,18 @@ def signals(snr: float, level: float) -> tuple[Tensor, Tensor]:
     return actuals + 10 ** (-snr / 20) * error, actuals
 
 
-def evaluate(way: Way, signals: tuple[Tensor, Tensor], device: torch.device) -> list[Tensor]:
-    package, context, dtype = way
-    loss: nn.Module = LOSS.build(package, device).to(dtype)
+def evaluate(
+    loss: Loss,
+    provider: str,
+    signals: tuple[Tensor, Tensor],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Value and gradient."""
+    step = PROVIDERS[provider].step(loss, TRAINING, device)
     estimates, actuals = (x.to(device, dtype) for x in signals)
-    with context():
-        results = training(loss)(estimates.requires_grad_(), actuals)
+    with PROVIDERS[provider].context():
+        results = step(estimates.requires_grad_(), actuals)
     return [x.double().cpu() for x in results]
 
 
@@ -72,21 +81,28 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return distance / size if size else distance
 
 
-def errors(device: torch.device) -> Iterator[Error]:
+def errors(device: torch.device, loss: Loss) -> Iterator[Error]:
     points = [("snr", snr, signals(snr, USUAL_LEVEL)) for snr in SNRS]
     points += [("level", level, signals(USUAL_SNR, level)) for level in LEVELS]
     for sweep, decibels, pair in points:
-        value, gradient = evaluate(REFERENCE, pair, device)
-        for provider, way in WAYS.items():
-            found_value, found_gradient = evaluate(way, pair, device)
+        value, gradient = evaluate(loss, "reference", pair, device, torch.float64)
+        for provider in WAYS[loss]:
+            found_value, found_gradient = evaluate(loss, provider, pair, device)
             distance = (found_value - value).abs().item()
-            yield Error(sweep, decibels, provider, distance, relative(found_gradient, gradient))
+            error = relative(found_gradient, gradient)
+            yield Error(loss.name, sweep, decibels, provider, distance, error)
 
 
 def read(path: Path) -> list[Error]:
     with path.open(newline="") as file:
         return [
-            Error(row["sweep"], float(row["decibels"]), row["provider"], *map(float, numbers))
+            Error(
+                row["loss"],
+                row["sweep"],
+                float(row["decibels"]),
+                row["provider"],
+                *map(float, numbers),
+            )
             for row in csv.DictReader(file)
             for numbers in [(row["value"], row["gradient"])]
         ]
@@ -97,7 +113,7 @@ def write(path: Path, rows: list[Error]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Error._fields)
-        writer.writerows((*row[:3], f"{row.value:.3g}", f"{row.gradient:.3g}") for row in rows)
+        writer.writerows((*row[:4], f"{row.value:.3g}", f"{row.gradient:.3g}") for row in rows)
 
 
 def main() -> None:
@@ -111,11 +127,11 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     with on_machine() if options.device == "cpu" else nullcontext():
-        rows = list(errors(torch.device(options.device)))
+        rows = [row for loss in WAYS for row in errors(torch.device(options.device), loss)]
     write(options.out / f"{options.device}-accuracy.csv", rows)
     for row in rows:
         place = f"{row.sweep:6}{row.decibels:8} dB  {row.provider:14}"
-        print(f"{place}{row.value:10.1e} dB{row.gradient:10.1e}")
+        print(f"{place}{row.value:10.1e}{row.gradient:10.1e}  {row.loss}")
 
 
 if __name__ == "__main__":

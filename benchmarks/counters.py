@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .registry import LOSSES, MULTI, backend, on_machine
+from .registry import BY_NAME, MULTI, backend, on_machine
 from .traffic import transform_size
 
 CLASSES = {
@@ -92,7 +92,7 @@ def count(loss: str, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     """Forward and backward of a loss, float32."""
     generator = torch.Generator().manual_seed(0)
     e, t = 0.1 * torch.randn(2, *shape, generator=generator)
-    module = LOSSES[loss].build("torch_l1snr_fast", torch.device("cpu"))
+    module = BY_NAME[loss].build("torch_l1snr_fast", torch.device("cpu"))
     with on_machine() as driver, backend("triton"):
         module(e.requires_grad_(), t).backward()
     return rows(driver.records)
@@ -112,7 +112,7 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--loss", choices=LOSSES, default=MULTI)
+    parser.add_argument("--loss", choices=BY_NAME, default=MULTI)
     parser.add_argument("--shape", default="1,2,44100")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()

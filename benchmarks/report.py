@@ -261,13 +261,16 @@ def errors(folder: Path) -> str:
     blocks = []
     rows = read_accuracy(folder)
     for sweep, name in (("snr", "error below the target, dB"), ("level", "target, dB full scale")):
-        points = [row.decibels for row in rows if row.sweep == sweep and row.provider == UPSTREAM]
         cells = []
-        for provider in accuracy.WAYS:
-            found = [row for row in rows if (row.sweep, row.provider) == (sweep, provider)]
-            cells.append([provider, *(f"{row.gradient:.0e}" for row in found[::2])])
-        labels = ["silence" if math.isinf(x) else f"{x:.0f}" for x in points[::2]]
-        blocks.append(markdown([name, *labels], cells))
+        for loss, ways in accuracy.WAYS.items():
+            for provider in ways:
+                kind = (loss.name, sweep, provider)
+                found = [row for row in rows if (row.loss, row.sweep, row.provider) == kind][::2]
+                if found:
+                    cells.append([loss.name, provider, *(f"{row.gradient:.0e}" for row in found)])
+        points = dict.fromkeys(row.decibels for row in rows if row.sweep == sweep)
+        labels = ["silence" if math.isinf(x) else f"{x:.0f}" for x in [*points][::2]]
+        blocks.append(markdown(["loss", name, *labels], cells, text_columns=2))
     return "\n".join(blocks)
 
 
@@ -378,10 +381,11 @@ def draw_roofline(table: Table, axis: Any, folder: Path) -> None:
 
 
 def draw_errors(rows: list[accuracy.Error], axes: Any) -> None:
+    rows = [row for row in rows if row.loss == accuracy.LOSS.name]
     labels = {"snr": "error below the target (dB)", "level": "target (dB full scale)"}
     for column, (sweep, label) in zip(axes, labels.items(), strict=True):
         for axis, what in zip(column, ("gradient", "value"), strict=True):
-            for name in accuracy.WAYS:
+            for name in accuracy.WAYS[accuracy.LOSS]:
                 found = [row for row in rows if (row.sweep, row.provider) == (sweep, name)]
                 found = [row for row in found if not math.isinf(row.decibels)]
                 values = [getattr(row, what) for row in found]

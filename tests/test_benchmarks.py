@@ -321,9 +321,9 @@ def test_committed_traffic_is_that_of_the_kernels():
 @needs_upstream
 def test_error_at_high_snr_is_ours_to_win():
     pair = accuracy.signals(snr=100, level=-20)
-    wanted = accuracy.evaluate(accuracy.REFERENCE, pair, CPU)[1]
+    wanted = accuracy.evaluate(accuracy.LOSS, "reference", pair, CPU, torch.float64)[1]
     ours, upstream = (
-        accuracy.relative(accuracy.evaluate(accuracy.WAYS[name], pair, CPU)[1], wanted)
+        accuracy.relative(accuracy.evaluate(accuracy.LOSS, name, pair, CPU)[1], wanted)
         for name in ("eager", registry.UPSTREAM)
     )
     assert ours < upstream / 5
