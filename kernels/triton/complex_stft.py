@@ -222,7 +222,12 @@ def _walk(
             sounding = tl.reduce(sounding, 0, either)
             a_sounds, b_sounds = sounding & 1 != 0, sounding & 2 != 0
         for inverse in range(1 + GRADIENT + zero):  # not to be unrolled
-            re, im = fft(re, im, p_twiddles, R2, R1)
+            powers = (
+                p_twiddles  # of double frames made anew in each round, as addresses in each step
+            )
+            if DOUBLE:
+                powers += inverse & zero
+            re, im = fft(re, im, powers, R2, R1)
             if inverse == 0:
                 re, im, a, b = _directions(re, im, table, DOUBLE)
                 re, im = im, re  # exchanged before and after, a transform is its inverse

@@ -65,11 +65,6 @@ NEEDLESS: dict[tuple[str, str], tuple[int, str]] = {
         2,
         "The walk begins with a transform, which has barriers, before it touches the gradient.",
     ),
-    ("complex_stft_kernel", "tl.debug_barrier()"): (
-        1,
-        "Of a transform beside a larger one. Signals are then longer than it, so its two borders"
-        " belong to different samples; what the walk stored last, the barriers of its sum order.",
-    ),
     ("objective_kernel", "return tl.sum(sums, axis=1)"): (
         3,
         "With one term and no more rows than a tile has, this sum is the first that uses shared"
