@@ -59,8 +59,8 @@ def test_compiled_figures(target: str, tmp_path: Path):
             assert row["spill_bytes"] == 0, row
             assert row["layout_conversions"] == 0, row
     if not triton.__version__.startswith("3.6."):
-        # Other compilers may keep a few words of a loop in memory, of some 900 instructions a round,
-        # and what they like of the one program that turns a few sums into a loss.
+        # Others may keep a few words in memory, in a loop of some 900 instructions,
+        # and what they like in the one program that turns a few sums into a loss.
         assert all(r["spill_bytes"] <= 32 or r["kernel"].startswith("objective") for r in rows)
         return  # what follows holds for the compiler whose figures are documented
 
