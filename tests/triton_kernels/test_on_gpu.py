@@ -323,6 +323,7 @@ def test_every_kernel_is_launched_and_checked(
 
 
 @pytest.mark.slow
+@pytest.mark.versions
 def test_every_kernel():
     """All that is compiled for sm_90 elsewhere, beside the eager backend."""
     assert every_kernel.run_all() == 0
