@@ -68,7 +68,7 @@ def digests(backend: ModuleType, device: torch.device, cases: list[Case]) -> Dig
         for route, context in enumerate(routes(case)):
             with context:
                 name = f"case {number}, route {route}: {title(case)}"
-                found[name] = [digest(x) for x in results(backend, case, e, t)]
+                found[name] = [digest(torch.as_tensor(x)) for x in results(backend, case, e, t)]
     return found
 
 
