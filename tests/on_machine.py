@@ -59,7 +59,7 @@ EACH = 7
 # Triton 3.6 alone, for others say otherwise which line an instruction comes from.
 SILENCE = "signs of silent frames are cleared (test_silence_and_equality, test_one_sample_differs)"
 SECOND_READING = (
-    "samples that are not finite: a stretch is read again (test_onchip's test_sanitized)"
+    "samples that are not finite: a stretch is read again (test_onchip_data's test_sanitized)"
 )
 IN_REGISTERS = "a logarithm's or a division's special values: no memory, no barrier on either way"
 DATA_DECIDES = {

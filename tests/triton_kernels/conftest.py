@@ -47,3 +47,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> common.Config:
     )
     monkeypatch.setattr(common, "CONFIG", config)
     return config
+
+
+@pytest.fixture
+def on_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The STFT by that route alone."""
+    from torch_l1snr_fast.kernels import triton as kernels
+    from torch_l1snr_fast.kernels.triton import onchip
+
+    monkeypatch.setattr(kernels, "stft_route", lambda *_: onchip)
