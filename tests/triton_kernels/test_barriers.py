@@ -66,6 +66,15 @@ NEEDLESS: dict[tuple[str, str], tuple[int, str]] = {
         2,
         "The walk begins with a transform, which has barriers, before it touches the gradient.",
     ),
+    ("complex_stft_kernel", "return tl.sum(total, 0) / 4"): (
+        2,
+        "Of the kernel with double frames. It alone orders no accesses in any launch; presumably"
+        " the barriers by which the last round moves up what is held come after all that it reads.",
+    ),
+    ("complex_stft_kernel", "sounding = tl.reduce(sounding, 0, either)"): (
+        1,
+        "Of the same kernel's first walk, and presumably for the same reason.",
+    ),
     ("objective_kernel", "return tl.sum(sums, axis=1)"): (
         3,
         "With one term and no more rows than a tile has, this sum is the first that uses shared"
