@@ -179,8 +179,11 @@ def torch_fft_route() -> AbstractContextManager[Any]:
 @contextmanager
 def on_machine() -> Iterator[Any]:
     """The Triton backend serves CPU tensors too, by the machine that the tests run on."""
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))  # by the name that tests give it,
-    from machine import emulated  # for a second machine would take the launches of the first
+    tests = str(Path(__file__).parents[1] / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    # By the name that tests give it: a second machine would take the launches of the first.
+    from machine import emulated
 
     devices = backends.TRITON_DEVICES | {"cpu"}
     with mock.patch.object(backends, "TRITON_DEVICES", devices), emulated() as driver:
