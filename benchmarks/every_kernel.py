@@ -45,8 +45,9 @@ from torch_l1snr_fast.kernels.triton import (
 from .kernels import CASES, Case, compiling, evaluate
 from .registry import on_machine, torch_fft_route
 
-ON_CHIP = (onchip.forward, onchip.level, onchip.backward, complex_stft)
-MODULES = (waveform, objective, frames, spectrum, unknown, *ON_CHIP)
+ON_CHIP = (onchip.forward, onchip.level, onchip.backward)
+COMPLEX = (complex_stft.difference, complex_stft.kernel)
+MODULES = (waveform, objective, frames, spectrum, unknown, *ON_CHIP, *COMPLEX)
 CHANNELS, LENGTH = 2, 2500  # several blocks of a waveform, and frames at and between the borders
 # Of values and gradients in norm: one sign of those of a spectrum may differ in float32.
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 2e-2}

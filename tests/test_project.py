@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tomllib
+from mutations import kernels, losses
 from pages import ROOT
 
 import torch_l1snr_fast
@@ -43,6 +44,14 @@ def test_every_package_is_in_the_wheel():
             parts = init.parent.relative_to((ROOT / name).resolve()).parts
             found.add(".".join([*name.split("/"), *parts]))
     assert sorted(listed) == sorted(found)
+
+
+def test_mutations_are_of_the_code_as_it_is():
+    package = ROOT / "torch_l1snr_fast"
+    for title, file, text, _ in losses.MUTATIONS + kernels.MUTATIONS:
+        assert (package / file).read_text().count(text) == 1, title
+        if file.startswith(kernels.TRITON):
+            assert Path(file).stem in kernels.FILES, title
 
 
 def test_the_root_is_a_place_to_import_from():

@@ -1,0 +1,148 @@
+r"""Complex spectra on-chip: mean moduli of D = STFT(e - t) and their gradient, from one reading.
+
+First the differences are written, with their borders reflected (``difference``). Then a program
+owns a stretch of positions of one signal (``kernel``), and for each resolution walks along the
+frames that reach it (``walk``). A step is one complex transform of n points there and back, of
+either
+
+- a pair of frames A and B of n samples, a hop apart, as the real and the imaginary part of z;
+- or one frame of 2 n samples, its even samples A as the real part, its odd ones B as the imaginary,
+
+with the moduli and their slopes between (``directions``). Reflected borders go to a buffer, and are
+added by the same program where they belong. A frame that is silent must have no part of the
+rounding errors of its partner.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime import driver
+
+from ...complex_plan import ComplexPlan, hann
+from ...eager import complex_stft as eager
+from ...eager.waveform import compute_dtype, sum_dtype
+from ...modes import kept
+from ...plan import Resolution
+from ..common import ceil_div, launch, on_device, readable
+from ..fft import Split, twiddles
+from .difference import difference
+from .kernel import complex_stft_kernel
+
+# The same radices backwards, so that one code transforms there and back: half the instructions, and
+# a quarter of the time to compile.
+SPLITS = {
+    256: Split((8, 4, 8), 32),
+    512: Split((8, 8, 8), 32),
+    1024: Split((8, 16, 8), 64),
+    2048: Split((16, 8, 16), 128),
+}
+SIZES = {*SPLITS, *(2 * n for n in SPLITS)}  # of frames
+REGISTERS = 168  # per thread: three programs of 128 on a multiprocessor, no spills
+PROGRAMS = 1584  # warps wanted of a launch: 12 on each of 132 multiprocessors, all at once
+
+
+def supports(res: Resolution, dtype: torch.dtype, length: int) -> bool:
+    """Whether this route computes the resolution: any window, hops of at most half a transform.
+
+    And samples that 32 bits can count, with the borders: of one signal, for signals are many.
+    """
+    known = res.n_fft in SIZES and dtype == torch.float32
+    return known and 2 * res.hop_length <= res.n_fft and length < 2**31 - 2 * res.n_fft
+
+
+@kept(at_most=1 << 22)
+def windows(resolutions: tuple[Resolution, ...], device: torch.device) -> Tensor:
+    """[R, size of the largest transform], each window in front."""
+    rows = [hann(res.win_length, torch.float32, device) for res in resolutions]
+    size = max(res.n_fft for res in resolutions)
+    return torch.stack([torch.nn.functional.pad(row, (0, size - len(row))) for row in rows])
+
+
+def launches(resolutions: tuple[Resolution, ...]) -> list[tuple[int, list[int]]]:
+    """Transforms, and the places of the resolutions whose frames they do, those of 2 n first.
+
+    The shortest transform that is left and its double go together.
+    """
+    left = sorted(range(len(resolutions)), key=lambda i: -resolutions[i].n_fft)
+    found = []
+    while left:
+        n = min(resolutions[left[-1]].n_fft, max(SPLITS))
+        some = [i for i in left if resolutions[i].n_fft in (n, 2 * n)]
+        found.append((n, some))
+        left = [i for i in left if i not in some]
+    return found
+
+
+def stretches_of(n: int, signals: int, length: int) -> tuple[int, int]:
+    """Samples of a stretch, and stretches of a signal.
+
+    What a longer stretch saves is frames that reach into two. The first and the last must have the
+    samples that their borders show.
+    """
+    programs = PROGRAMS // ceil_div(SPLITS[n].threads, 32)
+    span = min(max(2 * n, signals * length // programs), 32 * n)
+    stretches = max(1, length // span)
+    return length // stretches, stretches
+
+
+def _launch(programs: int, threads: int, **arguments: Any) -> None:
+    kernel: Any = complex_stft_kernel
+    if isinstance(kernel, triton.JITFunction):
+        target = driver.active.get_current_target()
+        if target.backend == "cuda" and target.arch < 100:
+            arguments["maxnreg"] = REGISTERS
+    launch(kernel, programs, threads, **arguments)
+
+
+def complex_stft(
+    plan: ComplexPlan, estimates: Tensor, actuals: Tensor, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """As the eager backend's, which computes what is not supported."""
+    batch, channels, length = estimates.shape
+    dtype = compute_dtype(estimates, actuals)
+    if not all(supports(res, dtype, length) for res in plan.resolutions):
+        return eager.complex_stft(plan, estimates, actuals, save)
+    device, signals = estimates.device, batch * channels
+    new: Any = {"dtype": torch.float32, "device": device}
+    gradient = torch.empty(estimates.shape, **new) if save else None
+    border = max(res.pad for res in plan.resolutions)
+    means = {}
+    with on_device(estimates):
+        differences = difference(readable(estimates), readable(actuals), border)
+        for n, places in launches(plan.resolutions):
+            first = not means
+            some = tuple(plan.resolutions[i] for i in places)
+            stretch_length, stretches = stretches_of(n, signals, length)
+            partials = torch.empty(batch, channels * stretches, first + len(places), **new)
+            _launch(
+                signals * stretches,
+                SPLITS[n].threads,
+                differences=differences,
+                windows=windows(some, device),
+                hops=tuple(res.hop_length for res in some),
+                widths=tuple(res.win_length for res in some),
+                p_twiddles=twiddles(n, device),
+                p_halves=twiddles(2 * n, device),
+                gradient=gradient,
+                borders=torch.zeros(signals, some[0].n_fft, **new) if save else None,
+                partials=partials,
+                channels=channels,
+                length=length,
+                border=border,
+                stretch_length=stretch_length,
+                stretches=stretches,
+                zero=0,
+                waveform_weight=plan.waveform_weight,
+                weight=plan.weight,
+                RADICES=SPLITS[n].radices,
+                DOUBLES=sum(res.n_fft > n for res in some),
+                FIRST=int(first),
+                GRADIENT=save,
+            )
+            rows = partials.sum(1, dtype=sum_dtype(device)).unbind(1)
+            means |= zip([-1] * first + places, rows, strict=True)
+    return torch.stack([means[i] for i in sorted(means)]).float(), gradient

@@ -1,0 +1,61 @@
+"""e - t, reflected at its ends: what follows reads frames as they lie in memory, of one dtype."""
+
+from __future__ import annotations
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from ..common import ceil_div, launch, strides
+from ..onchip.stretches import jit, reflected, signal_of
+
+BLOCK: tl.constexpr = tl.constexpr(1024)  # samples of the waveform that are read at a time
+
+
+@jit
+def difference_kernel(
+    estimates,  # [B, C, L], any row and channel stride
+    actuals,  # [B, C, L], any row and channel stride
+    differences,  # [signals, L + 2 border] float32, contiguous
+    channels,
+    length,
+    border,
+    blocks,  # of a signal
+    estimate_batch,
+    estimate_channel,
+    actual_batch,
+    actual_channel,
+):
+    """e - t, reflected at its ends."""
+    program = tl.program_id(0)
+    signal = (program // blocks).to(tl.int64)  # offsets made of it exceed 32 bits
+    estimates = signal_of(estimates, estimate_batch, estimate_channel, signal, channels)
+    actuals = signal_of(actuals, actual_batch, actual_channel, signal, channels)
+    padded = length + 2 * border
+    at = program % blocks * BLOCK + tl.arange(0, BLOCK)
+    p = reflected(at - border, length)
+    d = tl.load(estimates + p).to(tl.float32) - tl.load(actuals + p).to(tl.float32)
+    tl.store(differences + signal * padded + at, d, mask=at < padded)
+
+
+def difference(estimates: Tensor, actuals: Tensor, border: int) -> Tensor:
+    """e - t of waveforms [B, C, L], [signals, L + 2 border]."""
+    batch, channels, length = estimates.shape
+    padded = length + 2 * border
+    blocks = ceil_div(padded, BLOCK.value)
+    out = estimates.new_empty(batch * channels, padded, dtype=torch.float32)
+    launch(
+        difference_kernel,
+        batch * channels * blocks,
+        128,
+        estimates=estimates,
+        actuals=actuals,
+        differences=out,
+        channels=channels,
+        length=length,
+        border=border,
+        blocks=blocks,
+        **strides("estimate", estimates),
+        **strides("actual", actuals),
+    )
+    return out
