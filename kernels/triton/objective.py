@@ -56,17 +56,20 @@ def settings(plan: Plan, device: torch.device) -> Tensor:
 
 
 @triton.jit
-def row_sums(p_partials, row, live, chunks, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+def row_sums(p_partials, first_row, batch, chunks, ROWS: tl.constexpr, WIDTH: tl.constexpr):
     """[ROWS, 8]: each row's COLUMNS sums over its chunks, and a column of zeros."""
-    column = tl.arange(0, 8)[None, None, :]
-    sums = tl.zeros([ROWS, WIDTH, 8], tl.float64)
-    p_rows = p_partials + (row.to(tl.int64) * chunks * COLUMNS)[:, None, None]
-    m_rows = live[:, None, None] & (column < COLUMNS)
+    # Rows side by side and their chunks after one another, so that threads share the rows out.
+    at = tl.arange(0, WIDTH * ROWS)[:, None]
+    row = first_row + at % ROWS
+    column = tl.arange(0, 8)[None, :]
+    sums = tl.zeros([WIDTH * ROWS, 8], tl.float64)
+    p_rows = p_partials + row.to(tl.int64) * chunks * COLUMNS
+    m_rows = (row < batch) & (column < COLUMNS)
     for first in range(0, chunks, WIDTH):
-        chunk = first + tl.arange(0, WIDTH)[None, :, None]
+        chunk = first + at // ROWS
         mask = m_rows & (chunk < chunks)
         sums += tl.load(p_rows + chunk * COLUMNS + column, mask=mask, other=0.0).to(tl.float64)
-    return tl.sum(sums, axis=1)
+    return tl.sum(tl.reshape(sums, [WIDTH, ROWS, 8]), axis=0)
 
 
 @triton.jit
@@ -123,7 +126,7 @@ def objective_kernel(
             for other in tl.static_range(1, TERMS):
                 p_partials = tl.where(term == other, partials[other], p_partials)
                 chunks = tl.where(term == other, chunk_counts[other], chunks)
-            sums = row_sums(p_partials, row, live, tl.cast(chunks, tl.int32), ROWS, WIDTH)
+            sums = row_sums(p_partials, first, batch, tl.cast(chunks, tl.int32), ROWS, WIDTH)
             bad += tl.where(term == 0, pick(sums, NONFINITE), 0.0)  # each term counts the same
             (
                 bins, hop, slack, grad_scale, weight, count, eps, tau, w, scale,
