@@ -186,7 +186,7 @@ def operations_of(opcode: str) -> list[tuple[str, str, dict[str, int]]]:
 Register = tuple[str, int]  # name and width in bytes; a predicate has 1
 
 
-@dataclass
+@dataclass(slots=True)
 class Operation:
     name: str
     to: list[Register] = field(default_factory=list)

@@ -14,7 +14,7 @@ class PTXError(Exception):
     """PTX that this parser or machine does not understand. Nothing is guessed."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Operand:
     """``kind`` is reg, imm, vector, address, symbol or pair (two predicates, p|q)."""
 
@@ -26,7 +26,7 @@ class Operand:
     negated: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Instruction:
     opcode: str  # in full: setp.lt.and.f32
     operands: list[Operand]

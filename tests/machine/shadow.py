@@ -41,7 +41,7 @@ class Tracker(TorchDispatchMode):
     ``findings`` has what PyTorch reads of it; kernels are watched with
     ``driver.memory_of = tracker.memory_of``.
 
-    Storages live as long as the tracker, so that no address comes to mean another.
+    Inside, storages live on, so that no address comes to mean another.
     """
 
     def __init__(self, poison: int = 0xFF) -> None:
@@ -50,6 +50,11 @@ class Tracker(TorchDispatchMode):
         self.memories: dict[int, Memory] = {}
         self.held: list[Any] = []
         self.findings: list[UnwrittenRead] = []
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.memories.clear()  # a shadow is some thirty times as large as its memory
+        self.held.clear()
 
     def memory_of(self, x: torch.Tensor) -> Memory:
         storage = x.untyped_storage()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -75,9 +76,17 @@ def test_fresh_memory_is_poisoned(make: Callable[[], Tensor]) -> None:
     assert x.isnan().all()
 
 
+def test_memories_end_with_the_block() -> None:
+    """Whoever holds the tracker: a driver that has been asked for its GPU stays."""
+    with Tracker() as tracker:
+        memory = weakref.ref(tracker.memory_of(torch.empty(N)))
+        assert memory() is not None
+    assert memory() is None
+
+
 def test_a_view_is_of_its_storage() -> None:
     with Tracker() as tracker:
         x = torch.empty(N)
         memory = tracker.memory_of(x[4:])
-    assert memory is tracker.memory_of(x)
+        assert memory is tracker.memory_of(x)
     assert (memory.lo, memory.hi) == (x.data_ptr(), x.data_ptr() + 4 * N)

@@ -86,7 +86,13 @@ def check(e: Tensor, t: Tensor, **settings: Any) -> None:
     assert float(worst) <= 8 * GRADIENT
 
 
-@pytest.mark.parametrize("name", RESOLUTIONS)
+LARGE = ("2048", "4096")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in RESOLUTIONS],
+)
 def test_means_and_gradient(name: str, device: torch.device):
     settings, length = RESOLUTIONS[name]
     weights = {"weight": 0.7, "waveform_weight": 2.5}
