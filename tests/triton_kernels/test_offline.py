@@ -13,6 +13,7 @@ import pytest
 import triton
 
 ROOT = Path(__file__).parents[2]
+PINNED = triton.__version__.startswith("3.6.")
 STREAMING = {  # an element per thread from load to store
     "waveform_statistics_kernel",
     "waveform_gradient_kernel",
@@ -21,7 +22,7 @@ STREAMING = {  # an element per thread from load to store
     "spectrum_gradient_kernel",
     "overlap_add_kernel",
 }
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+TARGETS = ("sm_80", pytest.param("sm_90", marks=pytest.mark.versions), "sm_100", "gfx942")
 # On-chip, an exchange through shared memory is a conversion: two to a transform.
 EXCHANGES = {"SIGNALS=2": 4, "SIGNALS=1": 2}  # the forward kernel has one loop for each signal
 STEP = {"stft_statistics_kernel": 1300, "stft_gradient_kernel": 1050}  # instructions at most
@@ -57,10 +58,13 @@ def test_compiled_figures(target: str, tmp_path: Path):
         assert row["approximate"] == 0 or name in approximate, row
         if name in STREAMING or name == "stft_level_kernel":
             assert row["spill_bytes"] == 0, row
-            assert row["layout_conversions"] == 0, row
-    if not triton.__version__.startswith("3.6."):
-        # Others may keep a few words in memory, in a loop of some 900 instructions.
-        assert all(row["spill_bytes"] <= 32 for row in rows), rows
+            # 3.8 converts the joined parts of a spectrum's gradient before it stores them.
+            assert row["layout_conversions"] == 0 or not PINNED, row
+    if not PINNED:
+        # Others may keep a few words in memory, in a loop of some 900 instructions; 3.5 keeps more
+        # where estimates are loaded for levels, in whose loop it orders loads otherwise.
+        for row in rows:
+            assert row["spill_bytes"] <= (112 if " LEVEL" in row["kernel"] else 32), row
         return  # what follows holds for the compiler whose figures are documented
 
     for row in rows:
