@@ -48,7 +48,7 @@ class Still(DriverBase):
         return GPUTarget("cuda", 90, 32)
 
     def get_current_device(self) -> int:
-        return 0
+        return -1  # no GPU's: by this number are kept what Triton, and we, have compiled
 
     def get_current_stream(self, device: int) -> int:
         return 0

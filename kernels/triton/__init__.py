@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..eager.waveform import compute_dtype
 from ..plan import Evaluation, Plan, Statistics
 from . import onchip
 from .common import on_device, readable
+from .launching import Waves, waves
 from .objective import objective
-from .onchip import Base
+from .onchip import ADDED, ZERO, Base
 from .stft import stft_route
 from .unknown import find_unknown, new_unknown
 from .waveform import waveform_gradient, waveform_statistics
@@ -34,30 +34,38 @@ def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> St
     That is of e - t (its signs), of the samples that are not finite, and of each resolution.
     """
     estimates, actuals = readable(estimates), readable(actuals)
-    dtype, length = compute_dtype(estimates, actuals), estimates.shape[-1]
+    given = waves(estimates, actuals)
     partials: list[Tensor] = []
     error = unknown = None
     spectral: list[Tensor | None] = []
     with on_device(estimates):
         if plan.waveform is not None:
             sums, error = waveform_statistics(
+                given,
                 estimates,
                 actuals,
                 plan.waveform,
                 save,
-                sanitize=plan.sanitize_waveform,
-                count=plan.sanitize_waveform or plan.sanitize_spectrum,
+                plan.sanitize_waveform,
+                plan.sanitize_waveform or plan.sanitize_spectrum,
             )
             partials.append(sums)
         if plan.spectrum is not None:
-            routes = [stft_route(res, dtype, length) for res in plan.resolutions]
+            routes = [stft_route(res, given.dtype, given.shape[-1]) for res in plan.resolutions]
             if save and plan.sanitize_spectrum:
                 unknown = new_unknown(estimates)
                 if any(route is not onchip for route in routes):  # which finds them on its way
                     find_unknown(estimates, unknown)
             for res, route in zip(plan.resolutions, routes, strict=True):
                 sums, kept = route.stft_statistics(
-                    estimates, actuals, res, plan.spectrum, save, plan.sanitize_spectrum, unknown
+                    given,
+                    estimates,
+                    actuals,
+                    res,
+                    plan.spectrum,
+                    save,
+                    plan.sanitize_spectrum,
+                    unknown,
                 )
                 partials.append(sums)
                 spectral += kept
@@ -78,26 +86,27 @@ def gradient(
     length = estimates.shape[-1]
     # Several terms add up in the dtype of the computation; one is rounded where it is computed.
     narrow = plan.spectrum is None and dtype == torch.float32
-    total = torch.empty(
-        estimates.shape, dtype=estimates.dtype if narrow else dtype, device=estimates.device
-    )
+    total = estimates.new_empty(estimates.shape, dtype=estimates.dtype if narrow else dtype)
     per_term, (error, unknown, *spectral) = list(coefficients.contiguous()), saved
     if plan.has_level:
         estimates = readable(estimates)
+    strides = estimates.stride()
+    given = Waves(estimates.shape, strides, strides, dtype, estimates.device)
     with on_device(estimates):
-        base: Base | None = None
+        base = ADDED
         if _writes_waveform(plan, dtype, length):
-            base = Base()
+            base = ZERO
             if plan.waveform is not None:
-                base = Base(error, per_term.pop(0), plan.waveform.has_level)
+                kind = "level" if plan.waveform.has_level else "signs"
+                base = Base(kind, error, per_term.pop(0))
         elif plan.waveform is not None:
             waveform_gradient(
+                given,
                 error,
                 per_term.pop(0),
                 estimates,
                 plan.waveform,
                 plan.sanitize_waveform,
-                dtype,
                 total,
             )
         else:
@@ -106,9 +115,9 @@ def gradient(
             for res, part in zip(plan.resolutions, per_term, strict=True):
                 route = stft_route(res, dtype, length)
                 kept, spectral = tuple(spectral[: route.SAVED]), spectral[route.SAVED :]
-                more = () if base is None else (base,)
+                more = () if base is ADDED else (base,)
                 route.stft_gradient(
-                    kept, part, estimates, res, plan.spectrum, unknown, total, *more
+                    given, kept, part, estimates, res, plan.spectrum, unknown, total, *more
                 )
-                base = None
+                base = ADDED
     return total.to(estimates.dtype)

@@ -91,9 +91,12 @@ def jit(function: Callable[..., None]) -> Any:
 DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
-def launch(kernel: Any, programs: int, threads: int, **arguments: Any) -> None:
-    """Run ``programs`` instances of a kernel, of so many threads each, on the current stream."""
-    kernel[(programs,)](
+def launch(kernel: Any, programs: int, threads: int, **arguments: Any) -> Any:
+    """Run ``programs`` instances of a kernel, of so many threads each, on the current stream.
+
+    Returns what Triton has compiled; ``launching.Launch`` is faster where a launch is repeated.
+    """
+    return kernel[(programs,)](
         **arguments,
         num_warps=max(1, threads // warp_size(driver.active)),
         enable_fp_fusion=True,  # no longer the default from Triton 3.10 on

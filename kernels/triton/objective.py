@@ -7,6 +7,7 @@ the coefficients of the gradient, the parts and the count of samples that are no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -18,7 +19,8 @@ from ..eager.objective import C as DECIBELS
 from ..modes import kept
 from ..plan import PARTS, Evaluation, Plan
 from . import common
-from .common import COLUMNS, jit, launch, on_device
+from .common import COLUMNS, jit, on_device
+from .launching import Launch, prepared
 
 C = tl.constexpr(DECIBELS)
 ERR_RE, ERR_IM = tl.constexpr(columns.ERR_RE), tl.constexpr(columns.ERR_IM)
@@ -189,41 +191,57 @@ def objective_kernel(
     tl.store(nonfinite, tl.sum(bad))
 
 
+class Work(NamedTuple):
+    """The launch, and the shapes of what it writes."""
+
+    launch: Launch
+    loss: tuple[int, ...]
+    coefficients: tuple[int, ...]
+    parts: tuple[int, ...]
+
+
+@prepared
+def _work(
+    plan: Plan, shapes: tuple[torch.Size, ...], channels: int, length: int, device: torch.device
+) -> Work:
+    """For partial sums of these ``shapes``."""
+    batch, terms = shapes[0][0], len(shapes)
+    table = settings(plan, device)
+    rows = min(ROWS, triton.next_power_of_2(batch))
+    launch = Launch(
+        objective_kernel,
+        programs=1,
+        threads=THREADS,
+        chunk_counts=tuple(float(chunks) for _, chunks, _ in shapes),
+        settings=table,
+        batch=batch,
+        channels=channels,
+        length=length,
+        TERMS=terms,
+        REDUCTION=plan.reduction,
+        SETTINGS=table.shape[1],
+        PARTS=len(PARTS),
+        ROWS=rows,
+        WIDTH=max(1, common.config().sums // rows),
+    )
+    loss = (batch,) if plan.reduction == "none" else ()
+    return Work(launch, loss, (terms, 3, batch), (terms, len(PARTS), batch))
+
+
 def objective(
     plan: Plan, partials: Sequence[Tensor], channels: int, length: int, dtype: torch.dtype
 ) -> Evaluation:
     """Loss and parts in ``dtype``, gradient coefficients in float64, of all terms."""
-    first = partials[0]
-    batch, terms = first.shape[0], len(partials)
-    table = settings(plan, first.device)
-    rows = min(ROWS, triton.next_power_of_2(batch))
-    double = first.new_empty(0, dtype=torch.float64)
+    partials, first = tuple(partials), partials[0]
+    shapes = tuple([sums.shape for sums in partials])
+    work = _work(plan, shapes, channels, length, first.device)
+    double = torch.float64
     result = Evaluation(
-        loss=first.new_empty(() if plan.reduction != "none" else (batch,), dtype=dtype),
-        coefficients=double.new_empty(terms, 3, batch),
-        parts=first.new_empty(terms, len(PARTS), batch, dtype=dtype),
-        nonfinite=double.new_empty(()),
+        loss=first.new_empty(work.loss, dtype=dtype),
+        coefficients=first.new_empty(work.coefficients, dtype=double),
+        parts=first.new_empty(work.parts, dtype=dtype),
+        nonfinite=first.new_empty((), dtype=double),
     )
     with on_device(first):
-        launch(
-            objective_kernel,
-            programs=1,
-            threads=THREADS,
-            partials=tuple(partials),
-            chunk_counts=tuple(float(p.shape[1]) for p in partials),
-            settings=table,
-            loss=result.loss,
-            coefficients=result.coefficients,
-            parts=result.parts,
-            nonfinite=result.nonfinite,
-            batch=batch,
-            channels=channels,
-            length=length,
-            TERMS=terms,
-            REDUCTION=plan.reduction,
-            SETTINGS=table.shape[1],
-            PARTS=len(PARTS),
-            ROWS=rows,
-            WIDTH=max(1, common.config().sums // rows),
-        )
+        work.launch(partials=partials, **result._asdict())
     return result

@@ -11,11 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..eager.waveform import compute_dtype
 from ..plan import NONFINITE, Objective, Resolution
 from . import common
 from .common import PLANES, block_count, ceil_div, new_partials, split
 from .frames import Slab, frame, overlap_add
+from .launching import Waves
 from .spectrum import spectrum_gradient, spectrum_statistics
 
 SAVED = 2  # tensors that stft_statistics saves: the signs and the edge bins
@@ -42,6 +42,7 @@ def slabs(signals: int, frames: int, frame_bytes: int) -> list[Slab]:
 
 
 def stft_statistics(
+    given: Waves,
     estimates: Tensor,
     actuals: Tensor,
     res: Resolution,
@@ -54,9 +55,9 @@ def stft_statistics(
 
     Which samples are ``unknown`` is found out before, not here.
     """
-    batch, channels, length = estimates.shape
-    signals, count = batch * channels, res.frames(length)
-    dtype, level = compute_dtype(estimates, actuals), term.has_level
+    batch, _, length = given.shape
+    signals, count = given.signals, res.frames(length)
+    dtype, level = given.dtype, term.has_level
     transforms = 1 if term.pure_l1 else 2
     block = PLANES.value * common.config().lanes
 
@@ -118,6 +119,7 @@ def nonfinite_outside_of_frames(estimates: Tensor, actuals: Tensor, res: Resolut
 
 
 def stft_gradient(
+    given: Waves,
     saved: tuple[Tensor | None, ...],
     coefficients: Tensor,
     estimates: Tensor,
@@ -133,7 +135,7 @@ def stft_gradient(
     """
     signs, edges = saved
     assert signs is not None
-    batch, channels, length = estimates.shape
+    _, channels, length = given.shape
     n = res.n_fft
 
     def one(slab: Slab) -> None:
@@ -151,5 +153,5 @@ def stft_gradient(
             unknown=unknown,
         )
 
-    for slab in slabs(batch * channels, res.frames(length), 2 * n * gradient.dtype.itemsize):
+    for slab in slabs(given.signals, res.frames(length), 2 * n * gradient.dtype.itemsize):
         one(slab)

@@ -1,8 +1,9 @@
 """Which route computes an STFT resolution: on-chip where that is possible, else through torch.fft.
 
 A route is a module with ``stft_statistics``, ``stft_gradient`` and ``SAVED``, the number of tensors
-that the one saves for the other. Waveforms reach it with neighbouring samples (last stride 1), and
-it counts the samples that it sanitizes in the NONFINITE column.
+that the one saves for the other. Waveforms reach it with neighbouring samples (last stride 1) and
+what launches are prepared for (``Waves``), and it counts the samples that it sanitizes in the
+NONFINITE column.
 """
 
 from __future__ import annotations

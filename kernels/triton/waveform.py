@@ -16,7 +16,6 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..eager.waveform import compute_dtype
 from ..plan import Objective
 from . import common
 from .common import (
@@ -26,16 +25,14 @@ from .common import (
     block_count,
     finite,
     jit,
-    launch,
-    new_partials,
     place,
     sanitized,
     sign_code,
     signed,
     split,
     store_partials,
-    strides,
 )
+from .launching import Launch, Waves, prepared
 
 
 @jit
@@ -167,32 +164,21 @@ def waveform_gradient_kernel(
         tl.store(p_gradient + o, value.to(gradient.dtype.element_ty), mask=o < left)
 
 
-def waveform_statistics(
-    estimates: Tensor, actuals: Tensor, term: Objective, save: bool, sanitize: bool, count: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Partial sums [B, chunks, COLUMNS] and, with ``save``, what the gradient needs of e - t."""
-    batch, channels, length = estimates.shape
+@prepared
+def _statistics(
+    given: Waves, term: Objective, save: bool, sanitize: bool, count: bool
+) -> tuple[Launch, tuple[int, ...], tuple[int, ...], torch.dtype]:
+    """The launch, and the shapes of the partial sums and of what is kept, with its dtype."""
+    batch, channels, length = given.shape
     lanes = common.config().lanes
     blocks = block_count(length)
-    chunks, span = split(batch * channels, blocks, PLANES.value * lanes)
-    dtype = compute_dtype(estimates, actuals)
-    partials = new_partials(estimates, batch * channels, chunks, dtype)
+    chunks, span = split(given.signals, blocks, PLANES.value * lanes)
     words = blocks * lanes
-    kept = None
-    if save and term.power == 1:
-        kept = estimates.new_empty(batch * channels, words, dtype=torch.int32)
-    elif save:
-        kept = estimates.new_empty(estimates.shape, dtype=dtype)
-    launch(
+    launch = Launch(
         waveform_statistics_kernel,
-        programs=batch * channels * chunks,
+        programs=given.signals * chunks,
         threads=lanes,
-        estimates=estimates,
-        actuals=actuals,
-        partials=partials,
-        kept=kept,
-        **strides("estimate", estimates),
-        **strides("actual", actuals),
+        **given.strides("estimate", "actual"),
         channels=channels,
         length=length,
         blocks=blocks,
@@ -207,34 +193,22 @@ def waveform_statistics(
         COUNT=count,
         LANES=lanes,
     )
-    return partials.view(batch, channels * chunks, -1), kept
+    sums = (batch, channels * chunks, COLUMNS.value)
+    if term.power == 1:
+        return launch, sums, (given.signals, words), torch.int32
+    return launch, sums, given.shape, given.dtype
 
 
-def waveform_gradient(
-    kept: Tensor | None,
-    coefficients: Tensor,
-    estimates: Tensor,
-    term: Objective,
-    sanitize: bool,
-    dtype: torch.dtype,
-    gradient: Tensor,
-) -> None:
-    """Write a sign(e-t) + r e (power 2: 2 a (e-t) + r e) into the contiguous ``gradient``.
-
-    ``dtype`` is that of the computation; ``kept`` comes from :func:`waveform_statistics`.
-    """
-    batch, channels, length = estimates.shape
+@prepared
+def _gradient(given: Waves, term: Objective, sanitize: bool) -> Launch:
+    batch, channels, length = given.shape
     lanes = common.config().lanes
     blocks = block_count(length)
-    launch(
+    return Launch(
         waveform_gradient_kernel,
-        programs=batch * channels * blocks,
+        programs=given.signals * blocks,
         threads=lanes,
-        gradient=gradient,
-        kept=kept,
-        estimates=estimates,
-        coefficients=coefficients,
-        **strides("estimate", estimates),
+        **given.strides("estimate"),
         batch=batch,
         channels=channels,
         length=length,
@@ -242,6 +216,40 @@ def waveform_gradient(
         POWER=term.power,
         LEVEL=term.has_level,
         SANITIZE=sanitize,
-        DTYPE=DTYPES[dtype],
+        DTYPE=DTYPES[given.dtype],
         LANES=lanes,
     )
+
+
+def waveform_statistics(
+    given: Waves,
+    estimates: Tensor,
+    actuals: Tensor,
+    term: Objective,
+    save: bool,
+    sanitize: bool,
+    count: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Partial sums [B, chunks, COLUMNS] and, with ``save``, what the gradient needs of e - t."""
+    launch, sums, shape, dtype = _statistics(given, term, save, sanitize, count)
+    partials = estimates.new_empty(sums, dtype=given.dtype)
+    kept = estimates.new_empty(shape, dtype=dtype) if save else None
+    launch(estimates=estimates, actuals=actuals, partials=partials, kept=kept)
+    return partials, kept
+
+
+def waveform_gradient(
+    given: Waves,
+    kept: Tensor | None,
+    coefficients: Tensor,
+    estimates: Tensor,
+    term: Objective,
+    sanitize: bool,
+    gradient: Tensor,
+) -> None:
+    """Write a sign(e-t) + r e (power 2: 2 a (e-t) + r e) into the contiguous ``gradient``.
+
+    ``kept`` comes from :func:`waveform_statistics`.
+    """
+    launch = _gradient(given, term, sanitize)
+    launch(gradient=gradient, kept=kept, estimates=estimates, coefficients=coefficients)

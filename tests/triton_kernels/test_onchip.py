@@ -42,6 +42,7 @@ from torch_l1snr_fast.kernels.plan import (
 )
 from torch_l1snr_fast.kernels.triton import common, offchip, onchip, stft
 from torch_l1snr_fast.kernels.triton.fft import SPLITS, twiddles
+from torch_l1snr_fast.kernels.triton.launching import waves
 from torch_l1snr_fast.kernels.triton.onchip.stretches import backward_spans, forward_spans
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -254,11 +255,12 @@ def test_against_torch_fft(device: torch.device):
     plan = spectral(SPECTRUM_LEVEL)
     got = verify(plan, e, t)
     assert_no_doubt(e, t, RES)
-    sums, saved = offchip.stft_statistics(e, t, RES, SPECTRUM_LEVEL, save=True, sanitize=False)
+    given, term = waves(e, t), SPECTRUM_LEVEL
+    sums, saved = offchip.stft_statistics(given, e, t, RES, term, save=True, sanitize=False)
     assert_close("sums", got.partials.double().sum(1), sums.double().sum(1), 2 * SUMS)
     gradient = torch.zeros_like(e)
     coefficients = got.evaluation.coefficients * incoming(plan, 2, device)
-    offchip.stft_gradient(saved, coefficients[0], e, RES, SPECTRUM_LEVEL, None, gradient)
+    offchip.stft_gradient(given, saved, coefficients[0], e, RES, term, None, gradient)
     assert relative(got.gradient, gradient) <= 2 * GRADIENT
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ...plan import Objective, Resolution
-from ..common import new_partials
+from ..common import COLUMNS
 from ..fft import SPLITS
+from ..launching import Launch, Waves, prepared
 from . import backward, forward, level
-from .finish import Base
+from .finish import ADDED, ZERO, Base
 from .stretches import backward_spans, forward_spans
 
-__all__ = ["SAVED", "Base", "stft_gradient", "stft_statistics", "supports"]
+__all__ = ["ADDED", "SAVED", "ZERO", "Base", "stft_gradient", "stft_statistics", "supports"]
 
 SAVED = 3  # tensors that stft_statistics saves: signs, edge bins, partial sums
 
@@ -42,7 +43,38 @@ def _kinds(term: Objective) -> int:
     return 1 if term.pure_l1 else 2
 
 
+@prepared
+def _statistics(
+    given: Waves, res: Resolution, term: Objective, save: bool, sanitize: bool
+) -> tuple[Launch, Launch | None, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The launches (the levels' is one or none), and the shapes of sums, signs and edge bins."""
+    batch, channels, length = given.shape
+    frames, kinds = res.frames(length), _kinds(term)
+    pairs, span, stretches = forward_spans(res, kinds * given.signals, frames)
+    sums = (batch, channels * stretches * kinds, COLUMNS.value)
+    last = SPLITS[res.n_fft].radices[2]
+    signs = (given.signals, pairs, last // 8, res.n_fft // last)
+    programs = given.signals * stretches * kinds
+    spectra = forward.statistics(given, res, programs, span, kinds, save, sanitize)
+    levels = level.energies(given, res, programs, span, save, sanitize) if term.has_level else None
+    return spectra, levels, sums, signs, (given.signals, frames, 2)
+
+
+@prepared
+def _gradient(
+    given: Waves, res: Resolution, term: Objective, sanitize: bool, base: str
+) -> tuple[Launch, tuple[int, ...]]:
+    """The launch, and the shape of the borders."""
+    kinds, (_, _, length) = _kinds(term), given.shape
+    _, read_span, _ = forward_spans(res, kinds * given.signals, res.frames(length))
+    _, span, stretches = backward_spans(res, given.signals, length)
+    spans = (span, stretches, read_span)
+    launch = backward.gradient(given, res, spans, kinds, term.has_level, sanitize, base)
+    return launch, (given.signals, res.n_fft)
+
+
 def stft_statistics(
+    given: Waves,
     estimates: Tensor,
     actuals: Tensor,
     res: Resolution,
@@ -56,25 +88,19 @@ def stft_statistics(
     Of stretches with samples that are not finite, ``unknown`` is written (with both save and
     sanitize).
     """
-    batch, channels, length = estimates.shape
-    signals, frames, kinds = batch * channels, res.frames(length), _kinds(term)
-    pairs, span, stretches = forward_spans(res, kinds * signals, frames)
-    partials = new_partials(estimates, signals, stretches * kinds, torch.float32)
-    signs = edges = None
-    if save:
-        last = SPLITS[res.n_fft].radices[2]
-        shape = (signals, pairs, last // 8, res.n_fft // last)
-        signs = estimates.new_empty(shape, dtype=torch.int32)
-        if term.has_level:
-            edges = estimates.new_empty(signals, frames, 2, dtype=torch.float32)
-    forward.statistics(estimates, actuals, res, signs, unknown, partials, span, kinds, sanitize)
-    if term.has_level:
-        level.energies(estimates, actuals, res, edges, partials, span, sanitize)
-    kept = partials if save and sanitize else None
-    return partials.view(batch, -1, partials.shape[-1]), (signs, edges, kept)
+    spectra, levels, *shapes = _statistics(given, res, term, save, sanitize)
+    partials = estimates.new_empty(shapes[0], dtype=torch.float32)
+    signs = estimates.new_empty(shapes[1], dtype=torch.int32) if save else None
+    spectra(estimates=estimates, actuals=actuals, signs=signs, unknown=unknown, partials=partials)
+    edges = None
+    if levels is not None:
+        edges = estimates.new_empty(shapes[2], dtype=torch.float32) if save else None
+        levels(estimates=estimates, actuals=actuals, edges=edges, partials=partials)
+    return partials, (signs, edges, partials if save and sanitize else None)
 
 
 def stft_gradient(
+    given: Waves,
     saved: tuple[Tensor | None, ...],
     coefficients: Tensor,
     estimates: Tensor,
@@ -82,30 +108,25 @@ def stft_gradient(
     term: Objective,
     unknown: Tensor | None,
     gradient: Tensor,
-    base: Base | None = None,
+    base: Base = ADDED,
 ) -> None:
     """Add the adjoint STFT of a_re sign Re D + i a_im sign Im D, and r dQ_est/2de, to ``gradient``.
 
-    ``coefficients`` is [3, B]: a_re, a_im, r. ``gradient`` is [B, C, L], contiguous float32. With a
-    ``base`` it is written: what is there is not read. Samples that are ``unknown`` get nothing
-    (None: there are none).
+    ``coefficients`` is [3, B]: a_re, a_im, r. ``gradient`` is [B, C, L], contiguous float32. With
+    another ``base`` it is written: what is there is not read. Samples that are ``unknown`` get
+    nothing (None: there are none).
     """
     signs, edges, partials = saved
-    batch, channels, length = estimates.shape
-    signals, frames, kinds = batch * channels, res.frames(length), _kinds(term)
-    _, read_span, _ = forward_spans(res, kinds * signals, frames)
-    _, span, stretches = backward_spans(res, signals, length)
-    backward.gradient(
-        signs,
-        edges,
-        partials,
-        unknown,
-        coefficients,
-        base,
-        estimates,
-        res,
-        gradient,
-        (span, stretches, read_span),
-        kinds,
-        term.has_level,
+    launch, borders = _gradient(given, res, term, unknown is not None, base.kind)
+    launch(
+        signs=signs,
+        edges=edges,
+        partials=partials,
+        unknown=unknown,
+        coefficients=coefficients,
+        wave_signs=base.signs,
+        wave_coefficients=base.coefficients,
+        estimates=estimates,
+        borders=gradient.new_empty(borders),
+        gradient=gradient,
     )

@@ -13,18 +13,18 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ...plan import Resolution
 from .. import common
-from ..common import COLUMNS, PLANES, strides
+from ..common import COLUMNS, PLANES
 from ..fft import SPLITS, fft, twiddles
+from ..launching import Launch, Waves
 from ..unknown import BITS
-from .finish import NONFINITE, Base, finish, finish_with_care, fold_border, is_dirty
+from .finish import NONFINITE, finish, finish_with_care, fold_border, is_dirty
 from .level import level_gradient
 from .pairs import spectrum
 from .signs import load_words
-from .stretches import backward_stretches, forward_stretches, jit, launch, points, signal_of, zeros
+from .stretches import backward_stretches, forward_stretches, jit, points, prepare, signal_of, zeros
 
 
 @triton.jit
@@ -175,44 +175,28 @@ def stft_gradient_kernel(
 
 
 def gradient(
-    signs: Tensor | None,
-    edges: Tensor | None,
-    partials: Tensor | None,
-    unknown: Tensor | None,
-    coefficients: Tensor,
-    base: Base | None,
-    estimates: Tensor,
+    given: Waves,
     res: Resolution,
-    total: Tensor,
     spans: tuple[int, int, int],
     kinds: int,
     level: bool,
-) -> None:
-    """Add to ``total``, or write it with a ``base``.
+    sanitize: bool,
+    base: str,
+) -> Launch:
+    """Adds to a gradient, or writes it, by the kind of its ``base``.
 
     ``spans`` are the steps of a stretch, a signal's stretches, and the pairs of a forward stretch.
     """
-    batch, channels, length = total.shape
+    batch, channels, length = given.shape
     span, stretches, read_span = spans
-    wave = Base() if base is None else base
     sizes = common.config()
-    launch(
+    return prepare(
         stft_gradient_kernel,
-        batch * channels * stretches,
+        given.signals * stretches,
         res,
-        signs=signs,
-        edges=edges,
-        partials=partials,
-        unknown=unknown,
-        coefficients=coefficients,
-        wave_signs=wave.signs,
-        wave_coefficients=wave.coefficients,
-        estimates=estimates,
-        **strides("estimate", estimates),
-        window=res.window(torch.float32, total.device),
-        p_twiddles=twiddles(res.n_fft, total.device),
-        borders=total.new_empty(batch * channels, res.n_fft),
-        gradient=total,
+        **given.strides("estimate"),
+        window=res.window(torch.float32, given.device),
+        p_twiddles=twiddles(res.n_fft, given.device),
         batch=batch,
         channels=channels,
         length=length,
@@ -221,9 +205,9 @@ def gradient(
         HOP=res.hop_length,
         RADICES=SPLITS[res.n_fft].radices,
         SIGNALS=kinds,
-        BASE="added" if base is None else base.kind,
+        BASE=base,
         LEVEL=level,
-        SANITIZE=unknown is not None,
+        SANITIZE=sanitize,
         LANES=sizes.lanes,
         PREFETCH=sizes.prefetch,
     )

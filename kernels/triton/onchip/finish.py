@@ -16,20 +16,17 @@ NONFINITE: tl.constexpr = tl.constexpr(plan.NONFINITE)
 
 
 class Base(NamedTuple):
-    """The waveform's gradient, a sign(e - t) + r e, to be written with a resolution's added.
+    """What a resolution's gradient is added to, by kind (see the kernel's BASE).
 
-    Nothing where there is no waveform term.
+    "signs" and "level" are the waveform's gradient, a sign(e - t) and the same + r e.
     """
 
+    kind: str
     signs: Tensor | None = None  # as the waveform's statistics save them
     coefficients: Tensor | None = None  # [3, B]: a, unused, r
-    level: bool = False
 
-    @property
-    def kind(self) -> str:
-        if self.signs is None:
-            return "zero"
-        return "level" if self.level else "signs"
+
+ADDED, ZERO = Base("added"), Base("zero")
 
 
 @triton.jit

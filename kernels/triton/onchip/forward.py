@@ -12,14 +12,15 @@ are not finite are counted, and those of the estimates noted for the backward.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ... import plan
 from ...plan import Resolution
-from ..common import COLUMNS, finite, sanitized, store_partials, strides
+from ..common import COLUMNS, finite, sanitized, store_partials
 from ..fft import SPLITS, fft, twiddles, unpack
+from ..launching import Launch, Waves
 from ..unknown import BITS, store_unknown
 from .pairs import separate
 from .signs import either, not_silent, silence, store_signs
@@ -27,8 +28,8 @@ from .stretches import (
     forward_stretch,
     forward_stretches,
     jit,
-    launch,
     points,
+    prepare,
     reflected,
     signal_of,
     zeros,
@@ -250,36 +251,28 @@ def stft_statistics_kernel(
 
 
 def statistics(
-    estimates: Tensor,
-    actuals: Tensor,
+    given: Waves,
     res: Resolution,
-    signs: Tensor | None,
-    unknown: Tensor | None,
-    partials: Tensor,
+    programs: int,
     span: int,
     kinds: int,
+    save: bool,
     sanitize: bool,
-) -> None:
-    """Write the ``partials`` [signals, stretches, kinds, COLUMNS] and, if given, ``signs``."""
-    launch(
+) -> Launch:
+    """Writes the partial sums and, to be saved, signs, and the samples that are not known."""
+    return prepare(
         stft_statistics_kernel,
-        partials.shape[:-1].numel(),
+        programs,
         res,
-        estimates=estimates,
-        **strides("estimate", estimates),
-        actuals=actuals,
-        **strides("actual", actuals),
-        window=res.window(partials.dtype, partials.device),
-        p_twiddles=twiddles(res.n_fft, partials.device),
-        signs=signs,
-        unknown=unknown,
-        partials=partials,
-        channels=estimates.shape[1],
-        length=estimates.shape[2],
+        **given.strides("estimate", "actual"),
+        window=res.window(torch.float32, given.device),
+        p_twiddles=twiddles(res.n_fft, given.device),
+        channels=given.shape[1],
+        length=given.shape[2],
         span=span,
         HOP=res.hop_length,
         RADICES=SPLITS[res.n_fft].radices,
         SIGNALS=kinds,
-        SAVE=signs is not None,
+        SAVE=save,
         SANITIZE=sanitize,
     )

@@ -9,14 +9,15 @@ edge bins enter with the backward's spectrum, e times the overlap-added w^2 in t
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ... import plan
 from ...plan import Resolution
-from ..common import COLUMNS, sanitized, strides
-from .stretches import forward_stretch, forward_stretches, jit, launch, reflected, signal_of
+from ..common import COLUMNS, sanitized
+from ..launching import Launch, Waves
+from .stretches import forward_stretch, forward_stretches, jit, prepare, reflected, signal_of
 
 Q_EST: tl.constexpr = tl.constexpr(plan.Q_EST)
 Q_REF: tl.constexpr = tl.constexpr(plan.Q_REF)
@@ -116,31 +117,20 @@ def level_gradient(
 
 
 def energies(
-    estimates: Tensor,
-    actuals: Tensor,
-    res: Resolution,
-    edges: Tensor | None,
-    partials: Tensor,
-    span: int,
-    sanitize: bool,
-) -> None:
-    """Add to the ``partials`` [signals, stretches, 2, COLUMNS]; write ``edges`` if given."""
-    launch(
+    given: Waves, res: Resolution, programs: int, span: int, save: bool, sanitize: bool
+) -> Launch:
+    """Adds to the partial sums; writes the edge bins to be saved."""
+    return prepare(
         stft_level_kernel,
-        partials.shape[:-1].numel(),
+        programs,
         res,
-        estimates=estimates,
-        **strides("estimate", estimates),
-        actuals=actuals,
-        **strides("actual", actuals),
-        window=res.window(partials.dtype, partials.device),
-        edges=edges,
-        partials=partials,
-        channels=estimates.shape[1],
-        length=estimates.shape[2],
+        **given.strides("estimate", "actual"),
+        window=res.window(torch.float32, given.device),
+        channels=given.shape[1],
+        length=given.shape[2],
         span=span,
         N=res.n_fft,
         HOP=res.hop_length,
-        SAVE=edges is not None,
+        SAVE=save,
         SANITIZE=sanitize,
     )

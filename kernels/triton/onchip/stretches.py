@@ -45,6 +45,7 @@ from ...plan import Resolution
 from .. import common
 from ..common import ceil_div
 from ..fft import SPLITS
+from ..launching import Launch
 
 LONGEST = 16  # pairs in a forward stretch: their frames have one bit each in 32
 
@@ -59,13 +60,14 @@ def jit(function: Callable[..., None]) -> Any:
     return triton.jit(function, do_not_specialize=names)
 
 
-def launch(kernel: Any, programs: int, res: Resolution, **arguments: Any) -> None:
+def prepare(kernel: Any, programs: int, res: Resolution, **constants: Any) -> Launch:
+    """A launch with the resolution's threads and their registers."""
     sizes = common.config()
     long_hops = 2 * res.hop_length == res.n_fft
     registers = sizes.registers_of_long_hops if long_hops else sizes.registers
     if registers is not None:
-        arguments["maxnreg"] = registers
-    common.launch(kernel, programs, SPLITS[res.n_fft].threads, **arguments)
+        constants["maxnreg"] = registers
+    return Launch(kernel, programs, SPLITS[res.n_fft].threads, **constants)
 
 
 def forward_spans(res: Resolution, signals: int, frames: int) -> tuple[int, int, int]:
