@@ -3,6 +3,9 @@
 That takes longer than the launch. A :class:`Launch` holds a kernel's grid and all arguments but the
 tensors of a call, and what Triton has compiled for these; what the tensors can change of that, it
 looks at. Everything else that a kernel's arguments are made of is a key of :func:`prepared`.
+
+Of Triton it uses what is the same in 3.5 to 3.8: that a launch returns the compiled kernel, and how
+``JITFunction.run`` then calls that kernel's ``run``.
 """
 
 from __future__ import annotations
@@ -112,12 +115,11 @@ class Launch:
             return
         stream = active.get_current_stream(device)
         arguments = (self.arguments | tensors).values()  # in the kernel's order
-        of_hooks = (None, None, None)
         compiled.run(
-            *(self.programs, 1, 1, stream, compiled.function, compiled.packed_metadata),
-            *of_hooks,
+            self.programs, 1, 1, stream, compiled.function, compiled.packed_metadata,
+            None, None, None,  # of hooks, which there are none of
             *arguments,
-        )
+        )  # fmt: skip
 
 
 def _compiled_for(x: Any) -> Any:

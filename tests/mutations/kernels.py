@@ -15,10 +15,59 @@ FILES = {
     },
     "fft": ["fft", "onchip"],
     **{key: ["complex_kernel"] for key in ("directions", "walk")},
+    "launching": ["launching"],
     "__init__": ["triton_backend", "onchip", "stft_kernels"],
 }
 
 MUTATIONS = [
+    (
+        "a launch of the first waveforms' strides",
+        TRITON + "launching.py",
+        "estimates.stride(), actuals.stride(), dtype",
+        "estimates.stride(), estimates.stride(), dtype",
+    ),
+    (
+        "a launch of the first sizes",
+        TRITON + "launching.py",
+        "return make(config(), *key)",
+        "return make(None, *key)",
+    ),
+    (
+        "a kernel compiled for another dtype",
+        TRITON + "launching.py",
+        "return x.dtype, x.data_ptr() % 16 == 0",
+        "return x.data_ptr() % 16 == 0",
+    ),
+    (
+        "a kernel compiled for other alignment",
+        TRITON + "launching.py",
+        "return x.dtype, x.data_ptr() % 16 == 0",
+        "return x.dtype",
+    ),
+    (
+        "a kernel compiled for other tensors of a tuple",
+        TRITON + "launching.py",
+        "return tuple(map(_compiled_for, x))",
+        "return len(x)",
+    ),
+    (
+        "a kernel of another device",
+        TRITON + "launching.py",
+        "key = (device, *map",
+        "key = (None, *map",
+    ),
+    (
+        "hooks not told of a launch",
+        TRITON + "launching.py",
+        "if not _only_launches(active) or",
+        "if",
+    ),
+    (
+        "a launch forgotten when it is repeated",
+        TRITON + "launching.py",
+        "self.programs, 1, 1, stream, compiled",
+        "1, 1, 1, stream, compiled",
+    ),
     ("two-state signs in words", TRITON + "common.py", "return (x > 0).to(", "return (x >= 0).to("),
     (
         "negative signs lost",
@@ -160,15 +209,15 @@ MUTATIONS = [
     ),
     (
         "waveform term not written",
-        TRITON + "onchip/finish.py",
-        'return "level" if self.level else "signs"',
-        'return "zero"',
+        TRITON + "__init__.py",
+        'kind = "level" if plan.waveform.has_level else "signs"',
+        'kind = "zero"',
     ),
     (
         "inputs not made readable",
         TRITON + "__init__.py",
-        "    estimates, actuals = readable(estimates), readable(actuals)\n    dtype",
-        "    dtype",
+        "    estimates, actuals = readable(estimates), readable(actuals)\n    given",
+        "    given",
     ),
     (
         "complex on chip: the constant counted once",

@@ -15,8 +15,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from checks import BLEND, ENERGY, LEVEL, SPECTRUM, SPECTRUM_LEVEL, WAVEFORM, run, signals
+from checks import BLEND, ENERGY, LEVEL, SPECTRUM, SPECTRUM_LEVEL, WAVEFORM, launches, run, signals
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from triton import knobs
 from triton.runtime import driver
 
@@ -187,6 +188,14 @@ def test_other_sizes(monkeypatch: pytest.MonkeyPatch, device: torch.device):
         assert as_by_triton(MULTI, e, t)
     monkeypatch.setattr(common, "CONFIG", None)
     assert as_by_triton(MULTI, e, t) == []
+
+
+def test_prepared_in_a_mode(device: torch.device):
+    """Windows and such, which a launch holds, are plain tensors whatever is at work then."""
+    plan = MULTI._replace(resolutions=(Resolution(256, 64, 180),))
+    with launches(), FakeTensorMode(allow_non_fake_inputs=True):
+        run(kernels, plan, *(torch.empty(2, 1, 500, device=device) for _ in range(2)))
+    assert as_by_triton(plan, *single(2, 1, 500, device=device))
 
 
 # One launch by itself
