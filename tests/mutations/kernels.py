@@ -63,7 +63,7 @@ MUTATIONS = [
         "if",
     ),
     (
-        "a launch forgotten when it is repeated",
+        "a launch of one program when it is repeated",
         TRITON + "launching.py",
         "self.programs, 1, 1, stream, compiled",
         "1, 1, 1, stream, compiled",
