@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import itertools
 import multiprocessing
+import pkgutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -30,24 +32,11 @@ from torch_l1snr_fast.kernels import triton as kernels
 from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
 from torch_l1snr_fast.kernels.eager.waveform import compute_dtype
 from torch_l1snr_fast.kernels.plan import Objective
-from torch_l1snr_fast.kernels.triton import (
-    complex_stft,
-    frames,
-    objective,
-    offchip,
-    onchip,
-    spectrum,
-    stft,
-    unknown,
-    waveform,
-)
+from torch_l1snr_fast.kernels.triton import offchip, stft
 
 from .kernels import CASES, Case, compiling, evaluate
 from .registry import on_machine, torch_fft_route
 
-ON_CHIP = (onchip.forward, onchip.level, onchip.backward)
-COMPLEX = (complex_stft.difference, complex_stft.kernel)
-MODULES = (waveform, objective, frames, spectrum, unknown, *ON_CHIP, *COMPLEX)
 CHANNELS, LENGTH = 2, 2500  # several blocks of a waveform, and frames at and between the borders
 # Of values and gradients in norm: one sign of those of a spectrum may differ in float32.
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-2, torch.bfloat16: 2e-2, torch.float16: 2e-2}
@@ -55,10 +44,11 @@ BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-2, torch.bfloat16: 2e-2, torch
 
 def all_kernels() -> set[str]:
     """Names of the kernels that are written."""
+    modules = pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}.")
     return {
         name
-        for module in MODULES
-        for name, value in vars(module).items()
+        for module in modules
+        for name, value in vars(importlib.import_module(module.name)).items()
         if name.endswith("_kernel") and isinstance(value, triton.JITFunction)
     }
 
