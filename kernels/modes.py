@@ -35,9 +35,8 @@ _MODES = functools.reduce(
 
 def dispatching() -> bool:
     """Whether a mode looks at every operator (torch.utils._python_dispatch.TorchDispatchMode)."""
-    return bool(
-        torch._C._len_torch_dispatch_stack() or torch._ops._len_torch_dispatch_stack_pre_dispatch()  # type: ignore[no-untyped-call]
-    )
+    included = torch._C._dispatch_tls_is_dispatch_key_included
+    return torch._C._len_torch_dispatch_stack() > 0 or included(torch._C.DispatchKey.PreDispatch)
 
 
 @contextmanager

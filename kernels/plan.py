@@ -107,6 +107,9 @@ class Objective(NamedTuple):
         return self.regularize and not self.pure_l1
 
 
+Term = tuple[Objective, int]  # and its number of elements per row
+
+
 class Plan(NamedTuple):
     """Everything one call computes."""
 
@@ -124,7 +127,7 @@ class Plan(NamedTuple):
         """Whether a term matches levels, whose gradient needs the estimates themselves."""
         return any(x is not None and x.has_level for x in (self.waveform, self.spectrum))
 
-    def terms(self, channels: int, length: int) -> list[tuple[Objective, int]]:
+    def terms(self, channels: int, length: int) -> list[Term]:
         """Each term's objective and its number of elements per row."""
         terms = []
         if self.waveform is not None:

@@ -128,11 +128,11 @@ def forgiving(saved: Sequence[Any]) -> None:
     PyTorch compares the version of whatever is saved with that at the time of saving, unless hooks
     are in charge of it: these compare for a second derivative alone.
     """
-    for one in saved:
-        try:
+    try:
+        for one in saved:
             one.register_hooks(_with_version, _of_that_version)
-        except RuntimeError:  # the caller's own are, as with checkpointing and offloading
-            return
+    except RuntimeError:  # the caller's own are, as with checkpointing and offloading
+        return
 
 
 def _with_version(x: Tensor) -> tuple[Tensor, int]:
@@ -185,8 +185,7 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
         )
         return value, parts
     elif name == "eager" and not save:
-        with torch.no_grad():
-            value, parts, nonfinite, _ = eager.value_and_gradient(plan, estimates, actuals, save)
+        value, parts, nonfinite, _ = eager.value_and_gradient(plan, estimates, actuals, save)
     elif name == "eager":
         value, parts, nonfinite = LossAtOnce.apply(  # type: ignore[no-untyped-call]
             estimates, actuals, plan

@@ -142,14 +142,14 @@ def usable_resolutions(spectrum: Spectrum, length: int, notices: Notices) -> tup
 
 def run(call: Call, plan: Plan, names: list[str]) -> tuple[Tensor, Components]:
     """Loss of a plan, and the components of its terms under their names."""
-    batch, length = call.estimates.shape[0], call.estimates.shape[-1]
-    estimates, actuals = (
-        x if x.ndim == 3 else x.reshape(batch, -1, length) for x in (call.estimates, call.actuals)
-    )
+    estimates, actuals = call.estimates, call.actuals
+    if estimates.ndim != 3:
+        shape = estimates.shape[0], -1, estimates.shape[-1]
+        estimates, actuals = estimates.reshape(shape), actuals.reshape(shape)
     loss, parts = autograd.loss(estimates, actuals, plan, call.notices)
     components: Components = {}
     if call.components:
-        terms = [term for term, _ in plan.terms(1, length)]
+        terms = [term for term, _ in plan.terms(1, estimates.shape[-1])]
         parts = torch.as_tensor(parts, dtype=loss.dtype, device=loss.device)
         for name, term, values in zip(names, terms, parts, strict=True):
             for part in reported(term):

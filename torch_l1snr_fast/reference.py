@@ -15,8 +15,8 @@ from torch import Tensor
 from .kernels.eager import sanitized
 from .kernels.eager.objective import combine, of_tensors
 from .kernels.eager.waveform import compute_dtype, sum_dtype
-from .kernels.modes import lifted
-from .kernels.plan import Evaluation, Objective, Plan, Resolution
+from .kernels.modes import lifted, variable
+from .kernels.plan import Evaluation, Objective, Plan, Resolution, changed
 
 
 class ScaleGradient(torch.autograd.Function):
@@ -86,6 +86,12 @@ def term_sums(e: Tensor, t: Tensor, term: Objective, res: Resolution | None) -> 
     return row_sums(parts, spectrum_e, spectrum_t, term.power)
 
 
+def followed(term: Objective) -> Objective:
+    """The term with what may be scheduled as torch.compile can follow it."""
+    numbers = {name: variable(getattr(term, name)) for name in ("weight", "reg_coef", "l1_scale")}
+    return changed(term, **numbers)
+
+
 def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
     """Loss and parts of [B, C, L] waveforms; the coefficients are those of the closed form."""
     dtype = compute_dtype(estimates, actuals)
@@ -99,8 +105,8 @@ def loss(plan: Plan, estimates: Tensor, actuals: Tensor) -> Evaluation:
 
     wide = [x.to(sum_dtype(estimates.device)) for x in sums]
     _, channels, length = estimates.shape
-    found = of_tensors(wide, plan.terms(channels, length))
-    total, parts, coefficients = combine(plan, found, channels, length, dtype)
+    terms = [(followed(term), elements) for term, elements in plan.terms(channels, length)]
+    total, parts, coefficients = combine(plan, terms, of_tensors(wide, terms), dtype)
     bad = torch.zeros((), device=estimates.device)
     if plan.sanitize_waveform or plan.sanitize_spectrum:
         bad = (~raw[0].isfinite()).sum() + (~raw[1].isfinite()).sum()

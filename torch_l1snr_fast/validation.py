@@ -233,16 +233,18 @@ def waveforms(estimates: Tensor, actuals: Tensor) -> None:
             "estimates and actuals must have the same shape, got"
             f" {tuple(estimates.shape)} and {tuple(actuals.shape)}"
         )
+    if estimates.ndim < 2:
+        raise ValueError(
+            "estimates must be batch-first with at least 2 dimensions, time last, got shape"
+            f" {tuple(estimates.shape)}, and so must actuals; add a batch dimension:"
+            " estimates.unsqueeze(0)"
+        )
+    if estimates.numel() == 0:
+        raise ValueError(
+            f"estimates is empty (shape {tuple(estimates.shape)}), and so is actuals: there is"
+            " nothing to average"
+        )
     for name, x in (("estimates", estimates), ("actuals", actuals)):
-        if x.ndim < 2:
-            raise ValueError(
-                f"{name} must be batch-first with at least 2 dimensions, time last, got shape"
-                f" {tuple(x.shape)}; add a batch dimension: {name}.unsqueeze(0)"
-            )
-        if x.numel() == 0:
-            raise ValueError(
-                f"{name} is empty (shape {tuple(x.shape)}): there is nothing to average"
-            )
         if not x.is_floating_point():
             raise ValueError(
                 f"{name} must be a floating-point tensor, got {x.dtype}. Convert PCM first, e.g."

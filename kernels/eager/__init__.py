@@ -33,26 +33,26 @@ def value_and_gradient(
     """
     batch, channels, length = estimates.shape
     dtype = compute_dtype(estimates, actuals)
-    share, *shares = many.factors(plan, plan.terms(channels, length), batch)
-    total = room_for(estimates, dtype) if save else None
-    together = batch
-    if save and estimates.device.type == "cpu":
-        together = min(batch, max(1, waveform.BLOCK // (channels * length)))
-
-    def rows(x: Tensor, first: int) -> Tensor:
-        return x if together == batch else x[first : first + together]
-
-    numbers: ModuleType = few if few.serves(plan, estimates.device, together) else many
+    terms = plan.terms(channels, length)
+    share, *shares = many.factors(plan, terms, batch)
+    total, rows = None, batch
+    if save:
+        total = room_for(estimates, dtype)
+        if estimates.device.type == "cpu":
+            rows = min(batch, max(1, waveform.BLOCK // (channels * length)))
+    groups = [(estimates, actuals, total)]
+    if rows < batch:
+        groups = zip(*(x.split(rows) for x in groups[0]), strict=True)
+    numbers: ModuleType = few if few.serves(terms, estimates.device, rows) else many
     tables, nonfinite = [], 0
-    for first in range(0, batch, together):
-        e, t = rows(estimates, first), rows(actuals, first)
-        found = statistics(plan, e, t, save, None if total is None else rows(total, first))
+    for e, t, room in groups:
+        found = statistics(plan, e, t, save, room)
         *sums, count = found.partials
-        tables.append(numbers.evaluated(plan, sums, channels, length))
+        tables.append(numbers.evaluated(terms, sums))
         nonfinite += count
         if save:
             slopes = numbers.coefficients(tables[-1], shares, dtype)
-            gradient(plan, found.saved, slopes, e, dtype)
+            write_gradient(plan, found.saved, slopes, e)
     loss, parts = numbers.finished(plan, tables, share, dtype)
     return loss, parts, nonfinite, total
 
@@ -73,10 +73,9 @@ def statistics(
     found = _statistics(plan, estimates, actuals, room, sanitize=False)
     # A sample that is not finite leaves no finite sum behind, so clean data is never scanned (but
     # where long hops leave samples out of every frame).
-    length = estimates.shape[-1]
-    seen = plan.waveform is not None or any(r.covers(length) for r in plan.resolutions)
     if (plan.sanitize_waveform or plan.sanitize_spectrum) and not (
-        seen and all(math.isfinite(p.sum()) for p in found.partials[:-1])
+        (plan.waveform is not None or any(r.covers(estimates.shape[-1]) for r in plan.resolutions))
+        and all(math.isfinite(p.sum()) for p in found.partials[:-1])
     ):
         finite = estimates.isfinite()
         count = int(finite.logical_not().sum() + actuals.isfinite().logical_not().sum())
@@ -118,16 +117,21 @@ def gradient(
     The estimates' samples are read for level matching alone. What was saved of the waveform is
     written over.
     """
+    return write_gradient(plan, saved, coefficients.to(dtype), estimates).to(estimates.dtype)
+
+
+def write_gradient(
+    plan: Plan, saved: tuple[Tensor | None, ...], coefficients: Tensor, estimates: Tensor
+) -> Tensor:
+    """The same, in the dtype of the coefficients and in the room that was given for it."""
     total, finite, *kept = saved
     assert total is not None
-    mask = None if finite is None else finite.to(dtype)
+    mask = None if finite is None else finite.to(total.dtype)
     clean = estimates if finite is None or not plan.has_level else sanitized(estimates)
 
     if plan.waveform is not None:
         waves = clean if plan.sanitize_waveform else estimates
-        a, _, r, *_ = coefficients.to(dtype).reshape(-1, len(estimates), 1, 1).unbind()
-        level = r if plan.waveform.has_level else None
-        waveform_gradient(total, waves, a, level, plan.waveform)
+        waveform_gradient(total, waves, coefficients, plan.waveform)
         if mask is not None and plan.sanitize_waveform:
             total.mul_(mask)
     else:
@@ -140,4 +144,4 @@ def gradient(
         stft_gradient(pairs, spectra, rows, plan.resolutions, spectral)
         if mask is not None:
             total.addcmul_(spectral, mask)
-    return total.to(estimates.dtype)
+    return total

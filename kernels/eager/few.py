@@ -6,62 +6,62 @@ long as one small operator.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..plan import COLUMNS, Objective, Plan
-from .objective import REPORTED, SLOPES, evaluate, of_tensors
+from ..plan import COLUMNS, Objective, Plan, Term
+from . import objective as many
+from .objective import REPORTED, SLOPES, evaluate
 from .waveform import columns_of
 
 ROWS = 32  # of all terms, at most
+TYPECODES = {torch.float32: "f", torch.float64: "d"}
 
-Rows = list[list[float]]  # [B][COLUMNS]
 Table = list[list[Sequence[float]]]  # [terms][values][B]
 
 
-def serves(plan: Plan, device: torch.device, rows: int) -> bool:
+def serves(terms: list[Term], device: torch.device, rows: int) -> bool:
     """Whether they are so few, and need no waiting for a device."""
-    terms = (plan.waveform is not None) + len(plan.resolutions)
-    return device.type == "cpu" and terms * rows <= ROWS
+    return len(terms) * rows <= ROWS and device.type == "cpu"
 
 
-def by_rows(partials: Tensor, term: Objective) -> Rows:
-    """Sums of a term over all blocks."""
+def means(partials: Tensor, term: Objective, elements: int) -> Iterable[Sequence[float]]:
+    """Of a term's rows, with COLUMNS each, as :func:`evaluate` takes them."""
     if term.parts == 2:
-        spectral: Rows = partials.sum(1, dtype=torch.float64).tolist()
+        spectral: list[list[float]] = (partials.sum(1, dtype=torch.float64) / elements).tolist()
         return spectral
-    rows = [[0.0] * COLUMNS for _ in range(partials.shape[-1])]
-    for block in partials.tolist():
-        for column, values in zip(columns_of(term), block, strict=True):
-            for row, value in zip(rows, values, strict=True):
-                row[column] += value
-    return rows
+    columns = [[0.0] * partials.shape[-1]] * COLUMNS
+    for column, sums in zip(columns_of(term), partials.tolist(), strict=True):
+        columns[column] = [x / elements for x in sums]
+    return zip(*columns, strict=True)
 
 
-def evaluated(plan: Plan, partials: Sequence[Tensor], channels: int, length: int) -> Table:
+def evaluated(terms: list[Term], partials: Sequence[Tensor]) -> Table:
     """What :func:`evaluate` finds of rows' statistics."""
-    terms = plan.terms(channels, length)
-    sums = [by_rows(p, term) for p, (term, _) in zip(partials, terms, strict=True)]
+    found: Table = []
     try:
-        return [
-            list(zip(*[evaluate([x / elements for x in row], term) for row in rows], strict=True))
-            for rows, (term, elements) in zip(sums, terms, strict=True)
-        ]
+        for sums, (term, elements) in zip(partials, terms, strict=True):
+            rows = [evaluate(row, term) for row in means(sums, term, elements)]
+            found.append(list(zip(*rows, strict=True)))
     except (ValueError, ZeroDivisionError):  # a logarithm or quotient that only tensors have
-        tensors = [torch.tensor(rows, dtype=torch.float64, device="cpu") for rows in sums]
-        found: Table = of_tensors(tensors, terms).tolist()
-        return found
+        found = many.evaluated(terms, partials).tolist()
+    return found
 
 
 def coefficients(found: Table, shares: Sequence[float], dtype: torch.dtype) -> Tensor:
     """Of the gradients of rows, [terms, 3, B], by the factors of the terms' slopes."""
     slopes = [
-        [[x * factor for x in row] for row in values[SLOPES]]
+        x * factor
         for values, factor in zip(found, shares, strict=True)
+        for row in values[SLOPES]
+        for x in row
     ]
-    return torch.tensor(slopes, dtype=dtype, device="cpu")
+    # In half the time of torch.tensor.
+    numbers = torch.frombuffer(array(TYPECODES[dtype], slopes), dtype=dtype)
+    return numbers.view(len(found), 3, -1)
 
 
 def joined(tables: Sequence[Table]) -> Table:
@@ -77,8 +77,9 @@ def finished(
 ) -> tuple[Tensor, Table]:
     """Loss in ``dtype``, and parts, from what was evaluated of all rows."""
     found = tables[0] if len(tables) == 1 else joined(tables)
-    losses = [sum(row) for row in zip(*[values[0] for values in found], strict=True)]
     parts = [values[REPORTED] for values in found]
     if plan.reduction == "none":
+        losses = [sum(row) for row in zip(*[values[0] for values in found], strict=True)]
         return torch.tensor(losses, dtype=dtype, device="cpu"), parts
-    return torch.full((), sum(losses) * share, dtype=dtype, device="cpu"), parts
+    loss = share * sum([sum(values[0]) for values in found])
+    return torch.full((), loss, dtype=dtype, device="cpu"), parts

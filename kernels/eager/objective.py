@@ -28,7 +28,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..modes import variable
 from ..plan import (
     COLUMNS,
     ERR_RE,
@@ -39,6 +38,7 @@ from ..plan import (
     Evaluation,
     Objective,
     Plan,
+    Term,
 )
 from .waveform import by_rows, stacked, sum_dtype
 
@@ -99,18 +99,18 @@ def evaluate(means: Sequence[Any], term: Objective) -> tuple[Any, ...]:
     l1 = (errors[0] if count == 1 else errors[0] + errors[1]) / count
     d1: Any = 0.0
     level = lam = l_est = l_ref = r = d1
-    weight, reg_coef = variable(term.weight), variable(term.reg_coef)
-    snr_share = weight * (1 - term.l1_weight)
-    l1_share = weight * term.l1_weight * variable(term.l1_scale)
-    a: list[Any] = []
+    snr_share = term.weight * (1 - term.l1_weight)
+    l1_share = term.weight * term.l1_weight * term.l1_scale
+    # What is not finite must show in the gradient too, where c / inf would be 0.
+    a = [l1_share / count + 0.0 * error for error in errors]
 
     if term.pure_l1:
         loss = l1_share * l1
     else:
-        for error, reference in zip(errors, references, strict=True):
-            floored = error + (term.tau * reference + term.eps)
+        for i, reference in enumerate(references):
+            floored = errors[i] + (term.tau * reference + term.eps)
             d1 = d1 + C * log(floored / (reference + term.eps))
-            a.append((snr_share * C) / floored)
+            a[i] = a[i] + (snr_share * C) / floored
         loss = snr_share * d1
         if term.l1_weight > 0:
             loss = loss + l1_share * l1
@@ -123,18 +123,14 @@ def evaluate(means: Sequence[Any], term: Objective) -> tuple[Any, ...]:
                 l_est, l_ref, term.lmin, term.lambda0, term.delta_lambda, distance
             )
             level = lam * distance
-            loss = loss + (snr_share * reg_coef) * level
-            slope = snr_share * reg_coef * 2 * C
+            loss = loss + (snr_share * term.reg_coef) * level
+            slope = snr_share * term.reg_coef * 2 * C
             r = slope * lam * sign(difference) / (means[Q_EST] + term.dbrms_eps)
 
-    if term.l1_weight > 0:
-        a = [x + l1_share / count for x in a or [0.0] * count]
-    # What is not finite must show in the gradient too, where c / inf would be 0.
-    a = [x + 0.0 * error for x, error in zip(a, errors, strict=True)]
     return loss, d1, level, l1, lam, l_est, l_ref, a[0], a[-1], r
 
 
-def of_tensors(sums: Sequence[Tensor], terms: list[tuple[Objective, int]]) -> Tensor:
+def of_tensors(sums: Sequence[Tensor], terms: list[Term]) -> Tensor:
     """What :func:`evaluate` finds of each term's rows, [terms, values, B], differentiable.
 
     Terms of one domain differ in their number of elements alone, so they are evaluated together.
@@ -153,17 +149,17 @@ def of_tensors(sums: Sequence[Tensor], terms: list[tuple[Objective, int]]) -> Te
     return torch.cat(found) if len(found) > 1 else found[0]
 
 
-def factors(plan: Plan, terms: list[tuple[Objective, int]], batch: int) -> tuple[float, ...]:
+def factors(plan: Plan, terms: list[Term], batch: int) -> tuple[float, ...]:
     """Of the rows' loss, and of each term's slopes."""
     share = 1.0 / batch if plan.reduction == "mean" else 1.0
     return share, *(plan.grad_scale * share / elements for _, elements in terms)
 
 
-def evaluated(plan: Plan, partials: Sequence[Tensor], channels: int, length: int) -> Tensor:
+def evaluated(terms: list[Term], partials: Sequence[Tensor]) -> Tensor:
     """What :func:`evaluate` finds of rows' statistics, [terms, values, B]."""
-    terms = plan.terms(channels, length)
+    wide = sum_dtype(partials[0].device)
     sums = [
-        (by_rows(p, term) if term.parts == 1 else p).sum(1, dtype=sum_dtype(p.device))
+        by_rows(p, term).to(wide) if term.parts == 1 else p.sum(1, dtype=wide)
         for p, (term, _) in zip(partials, terms, strict=True)
     ]
     return of_tensors(sums, terms)
@@ -186,10 +182,10 @@ def finished(
 
 
 def combine(
-    plan: Plan, found: Tensor, channels: int, length: int, dtype: torch.dtype
+    plan: Plan, terms: list[Term], found: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and parts in ``dtype``, and coefficients, from what was evaluated of all rows."""
-    share, *shares = factors(plan, plan.terms(channels, length), found.shape[-1])
+    share, *shares = factors(plan, terms, found.shape[-1])
     loss, parts = finished(plan, [found], share, dtype)
     return loss, parts, coefficients(found, shares, found.dtype)
 
@@ -199,6 +195,6 @@ def objective(
 ) -> Evaluation:
     """Loss and parts in ``dtype``, and gradient coefficients, of all terms; computed in float64."""
     *sums, nonfinite = partials
-    found = evaluated(plan, sums, channels, length)
-    loss, parts, slopes = combine(plan, found, channels, length, dtype)
+    terms = plan.terms(channels, length)
+    loss, parts, slopes = combine(plan, terms, evaluated(terms, sums), dtype)
     return Evaluation(loss, slopes, parts, nonfinite)

@@ -6,18 +6,20 @@ larger than a block.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
-from .workspace import scratch
+from .workspace import scratch, scratch_parts
 
 BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 stays float64; everything else is computed in float32."""
-    return torch.float64 if any(x.dtype is torch.float64 for x in tensors) else torch.float32
+    return torch.float64 if torch.float64 in [x.dtype for x in tensors] else torch.float32
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -25,24 +27,18 @@ def sum_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def blocks(x: Tensor) -> list[slice]:
-    """Equal slices of the last dimension of [B, C, L] that hold at most BLOCK samples each."""
-    length, size = x.shape[-1], x.numel()
+def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """Tensors [B, C, L] side by side, in equal parts of L that hold at most BLOCK samples each."""
+    length, size = tensors[0].shape[-1], tensors[0].numel()
     if size <= BLOCK:
-        return [slice(0, length)]
+        return [tensors]
     count = min(length, -(-size // BLOCK))
-    step = -(-length // count)
-    return [slice(i, min(i + step, length)) for i in range(0, length, step)]
+    return zip(*(x.split(-(-length // count), -1) for x in tensors), strict=True)
 
 
 def stacked(rows: list[Tensor]) -> Tensor:
     """``torch.stack`` that does not copy a single row."""
     return torch.stack(rows) if len(rows) > 1 else rows[0][None]
-
-
-def part(x: Tensor, span: slice) -> Tensor:
-    """Samples of [B, C, L]: without an operator where that is all."""
-    return x if span.stop - span.start == x.shape[-1] else x[..., span]
 
 
 def widened(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,57 +57,59 @@ def columns_of(term: Objective) -> list[int]:
 def waveform_statistics(
     estimates: Tensor, actuals: Tensor, term: Objective, error: Tensor | None
 ) -> Tensor:
-    """Sums [blocks, columns, B] of |e-t|^power, |t|^power, e^2 and t^2, as far as asked for.
+    """Sums [columns, B] of |e-t|^power, |t|^power, e^2 and t^2, as far as asked for.
 
     e - t, of which the gradient is made, is written to ``error``, if given.
     """
     dtype = compute_dtype(estimates, actuals)
-    found = []
-    for span in blocks(estimates):
-        own = None if error is None else part(error, span)
-        found.append(block_sums(part(estimates, span), part(actuals, span), term, dtype, own))
-    return stacked(found)
+    kept = () if error is None else (error,)
+    found = [block_sums(term, dtype, *block) for block in blocks(estimates, actuals, *kept)]
+    if len(found) == 1:
+        return found[0]
+    return torch.stack(found).sum(0, dtype=sum_dtype(estimates.device))
 
 
 def block_sums(
-    e: Tensor, t: Tensor, term: Objective, dtype: torch.dtype, kept: Tensor | None
+    term: Objective, dtype: torch.dtype, e: Tensor, t: Tensor, kept: Tensor | None = None
 ) -> Tensor:
     """The sums of a block, whose measures lie side by side in memory that stays in cache."""
     e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
-    measures = scratch("waveform", len(columns_of(term)), *e.shape, like=e)
-    error, *others = measures.unbind()
+    columns = columns_of(term)
+    whole, measures = scratch_parts("waveform", len(columns), *e.shape, like=e)
     measure = torch.abs if term.power == 1 else torch.square
-    measure(torch.sub(e, t, out=error if kept is None else kept), out=error)
-    if others:
-        measure(t, out=others[0])
-    if term.has_level:
-        torch.square(e, out=others[1])
-        torch.square(t, out=others[2])
-    return measures.sum((2, 3))
+    measure(torch.sub(e, t, out=measures[0] if kept is None else kept), out=measures[0])
+    if REF_RE in columns:
+        measure(t, out=measures[1])
+    if Q_EST in columns:
+        torch.square(e, out=measures[2])
+        torch.square(t, out=measures[3])
+    return whole.sum((2, 3))
 
 
 def by_rows(sums: Tensor, term: Objective) -> Tensor:
-    """Those sums as all backends have them, [B, blocks, COLUMNS]."""
-    found = sums.permute(2, 0, 1)
-    partials = found.new_zeros(*found.shape[:2], COLUMNS)
-    for i, column in enumerate(columns_of(term)):
-        partials[..., column] = found[..., i]
-    return partials
+    """Those sums as all backends have them, [B, COLUMNS]."""
+    found = sums.new_zeros(sums.shape[-1], COLUMNS)
+    for column, values in zip(columns_of(term), sums, strict=True):
+        found[:, column] = values
+    return found
 
 
 def waveform_gradient(
-    error: Tensor, estimates: Tensor, a: Tensor, r: Tensor | None, term: Objective
+    error: Tensor, estimates: Tensor, coefficients: Tensor, term: Objective
 ) -> None:
-    """a sign(e-t), or 2 a (e-t), + r e in the place of e-t.
+    """a sign(e-t), or 2 a (e-t), + r e in the place of e-t; the estimates are read for ``r`` alone.
 
-    The estimates are read for ``r``, if any. ``a`` and ``r`` are [B, 1, 1].
+    ``coefficients`` are those of all terms, [terms, 3, B]; this one is the first.
     """
+    rows = coefficients.reshape(-1, error.shape[0], 1, 1)
+    a = rows[0]
     if term.power == 2:
         a = 2 * a
-    for span in blocks(error):
-        own = part(error, span)
+    if term.has_level:
+        r = rows[2]
+    for own, e in blocks(error, estimates):
         if term.power == 1:
             torch.sign(own, out=own)
         own.mul_(a)
-        if r is not None:
-            own.addcmul_(widened("estimates", part(estimates, span), own.dtype), r)
+        if term.has_level:
+            own.addcmul_(widened("estimates", e, own.dtype), r)

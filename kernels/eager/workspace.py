@@ -19,6 +19,7 @@ class _Kept(threading.local):
     def __init__(self) -> None:
         self.buffers: dict[tuple[str, torch.dtype], Tensor] = {}
         self.views: dict[tuple[str, torch.dtype], Tensor] = {}  # as asked for last
+        self.parts: dict[tuple[str, torch.dtype], tuple[Tensor, ...]] = {}  # of these
 
 
 _kept = _Kept()
@@ -33,6 +34,7 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     view = _kept.views.get(key)
     if view is not None and view.shape == shape:
         return view
+    _kept.parts.pop(key, None)
     size = math.prod(shape)
     if size > KEPT_AT_MOST:
         return like.new_empty(shape)
@@ -45,3 +47,15 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     if type(view) is Tensor:  # else a mode of functions is at work
         _kept.views[key] = view
     return view
+
+
+def scratch_parts(name: str, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The same, and its parts along the first dimension."""
+    whole = scratch(name, *shape, like=like)
+    key = name, like.dtype
+    parts = _kept.parts.get(key)
+    if parts is None:
+        parts = whole.unbind()
+        if whole is _kept.views.get(key):
+            _kept.parts[key] = parts
+    return whole, parts
