@@ -3,7 +3,7 @@
     python -m benchmarks                              # this CPU, some minutes
     python -m benchmarks --device cuda --out DIR      # a GPU: its tests, then all tables
     python -m benchmarks --quick                      # seconds, to see that it works
-    python -m benchmarks --only headline              # a part of it, without pictures
+    python -m benchmarks --only headline              # a part of it, without pictures; or small
     python -m benchmarks --only headline --again      # once more, to be taken together
 
 A run that was interrupted goes on where it was: what is in DIR for the same commit, versions and
@@ -28,7 +28,7 @@ import torch
 from . import records, report
 from .measure import Figure, Job, measure
 from .records import RESULTS, ROOT, Key, Row
-from .registry import Case, cases, dtype_text, installed, shape_text
+from .registry import FEW, Case, cases, dtype_text, installed, shape_text
 
 TESTS = "tests marked gpu"
 TEST_SECONDS = 300  # so that a slow suite leaves time for figures
@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", choices=("tests", "headline", "tables"))
+    parser.add_argument("--only", choices=("tests", "headline", "small", "tables"))
     parser.add_argument("--again", action="store_true")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -118,6 +118,8 @@ def main() -> int:
     if device.type == "cuda" and options.only in (None, "tests") and not gpu_tests(run):
         failed.append(TESTS)  # but each case compares its results before it is timed
     todo = jobs(device, options.quick, rest=options.only != "headline")
+    if options.only == "small":
+        todo = (job for job in todo if job[0].shape in FEW)
     for case, figures_of in () if options.only == "tests" else todo:
         if not case.providers or (run.done(case) and not options.again):
             continue

@@ -257,6 +257,9 @@ HEADLINE = {"cpu": (4, 2, 132300), "cuda": (4, 4, 2, 485100)}
 SHAPES = ((2, 4, 2, 352800), (16, 1, 131584), (8, 2, 264600))
 SMALL = (2, 1, 8192)
 SWEEP = tuple((2, 2, round(8192 * 10 ** (i / 3))) for i in range(7))  # two decades
+# Where operators and Python take longer than the samples, every one of torch-l1-snr's losses.
+FEW = tuple((2, 1, length) for length in (4096, 8192, 32768, 131072))
+CLASSES = tuple(name for name, loss in LOSSES.items() if not loss.options)
 MULTI, TIME = "MultiL1SNRDBLoss", "L1SNRDBLoss"  # what most people use, of either kind
 
 
@@ -288,6 +291,14 @@ def cpu_cases() -> Iterator[Case]:
     yield from cases_alone(shape)
     yield Case(MULTI, shape, ("reference",), memory=True)
     yield complex_case()
+    yield from small_cases()
+
+
+def small_cases() -> Iterator[Case]:
+    for size in FEW:
+        for name in CLASSES:
+            for mode in MODES:
+                yield Case(name, size, (UPSTREAM, "eager"), mode)
 
 
 def complex_case() -> Case:

@@ -20,8 +20,11 @@ from typing import Any
 from . import accuracy, counters, records
 from .records import RESULTS, ROOT, Row
 from .registry import (
+    CLASSES,
     COMPILED,
+    FEW,
     FLOOR,
+    FORWARD,
     GRAPH,
     HEADLINE,
     IN_PYTORCH,
@@ -80,12 +83,13 @@ class Table:
         found = [row.median for key, row in self.rows.items() if key[1:] == wanted]
         return found[-1] if found else None
 
-    def conditions(self) -> str:
-        """Device, versions and commit of the headline's figures."""
+    def conditions(self, shape: str = "") -> str:
+        """Device, versions and commit of the headline's figures, or of another shape's."""
         key, date = next(
             (row.key, row.date)
             for row in self.rows.values()
-            if (row.key.loss, row.key.shape, row.key.provider) == (MULTI, self.headline, self.ours)
+            if (row.key.loss, row.key.shape, row.key.provider)
+            == (MULTI, shape or self.headline, self.ours)
         )
         return f"{key.device}; {key.versions.replace('=', ' ')}; commit {key.commit}, {date}"
 
@@ -105,6 +109,10 @@ def number(value: float | None, unit: float = 1.0) -> str:
 
 def ratio(before: float | None, after: float | None) -> str:
     return f"{before / after:.1f}" if before and after else ""
+
+
+def hundredths(before: float | None, after: float | None) -> str:
+    return f"{before / after:.2f}" if before and after else ""
 
 
 def markdown(header: list[str], rows: Iterable[list[str]], text_columns: int = 1) -> str:
@@ -152,8 +160,8 @@ def other_cases(folder: Path) -> str:
         for key, row in table.rows.items():
             loss, shape, dtype, provider, mode, metric = key[1:]
             known = shape == table.headline and mode == TRAINING and dtype == "float32"
-            sweep = shape in map(shape_text, SWEEP)
-            if provider != table.ours or metric != "time" or known or sweep:
+            elsewhere = shape in map(shape_text, (*SWEEP, *FEW))
+            if provider != table.ours or metric != "time" or known or elsewhere:
                 continue
             place = {"shape": shape, "mode": mode, "dtype": dtype}
             if mode == GRAPH:
@@ -177,6 +185,28 @@ def sizes(folder: Path) -> str:
                 rows.append([table.kind, loss, shape, *cells])
     header = ["device", "loss", "shape", f"{UPSTREAM}, ms", "ours, ms", "faster"]
     return markdown(header, rows, text_columns=3)
+
+
+def few(folder: Path) -> str:
+    """How many times as fast as torch-l1-snr on few samples: with the gradient / without."""
+    blocks = []
+    for table in tables(folder):
+        shapes = [shape_text(size) for size in FEW]
+        if not table.find(MULTI, table.ours, shape=shapes[0]):
+            continue
+        rows = []
+        for loss in CLASSES:
+            cells = []
+            for shape in shapes:
+                pairs = [
+                    [table.find(loss, name, "time", shape, mode) for name in (UPSTREAM, table.ours)]
+                    for mode in (TRAINING, FORWARD)
+                ]
+                cells.append(" / ".join(hundredths(*times) for times in pairs))
+            rows.append([loss, *cells])
+        text = markdown([f"{UPSTREAM} / {table.ours}", *shapes], rows)
+        blocks.append(f"{text}\n{table.conditions(shapes[0])}.\n")
+    return "\n".join(blocks)
 
 
 def read_traffic() -> list[dict[str, Any]]:
@@ -291,6 +321,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "providers": providers,
     "other-cases": other_cases,
     "sizes": sizes,
+    "few": few,
     "traffic": traffic,
     "compiled": compiled,
     "compiled-on-chip": partial(compiled, words=("fp32", "SIGNALS=2", "SANITIZE")),

@@ -87,11 +87,13 @@ class LossAtOnce(torch.autograd.Function):
         if grad is None:
             return None, None, None
         estimates, actuals, gradient = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            result = differentiable(ctx, estimates, actuals, grad)
+        if torch.compiler.is_compiling():
+            result = scaled(gradient, grad)
+        elif torch.is_grad_enabled():
+            return differentiable(ctx, estimates, actuals, grad), None, None
         else:
-            result = multiplied(gradient, grad, ctx.alone).to(estimates.dtype)
-        return result, None, None
+            result = multiplied(gradient, grad, ctx.alone)
+        return result.to(estimates.dtype), None, None
 
 
 def save_for_both(ctx: Any, estimates: Tensor, actuals: Tensor, *saved: Tensor | None) -> None:
@@ -156,12 +158,7 @@ def multiplied(gradient: Tensor, grad: Tensor, alone: bool) -> Tensor:
 
     ``alone``: no hooks of others hold it.
     """
-    if (
-        torch.compiler.is_compiling()
-        or not alone
-        or _autograd._get_current_graph_task_keep_graph()
-        or backends.is_batched(grad)
-    ):
+    if not alone or _autograd._get_current_graph_task_keep_graph() or backends.is_batched(grad):
         return scaled(gradient, grad)
     if grad.ndim or grad.device.type != "cpu" or grad.item() != 1.0:
         gradient.mul_(grad.reshape(-1, 1, 1).to(gradient.dtype))
@@ -171,7 +168,7 @@ def multiplied(gradient: Tensor, grad: Tensor, alone: bool) -> Tensor:
 def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tuple[Tensor, Tensor]:
     """Loss and parts of [B, C, L] waveforms, differentiable with respect to the estimates."""
     name = backends.select_backend(estimates.device)
-    save = torch.is_grad_enabled() and estimates.requires_grad
+    save = estimates.requires_grad and torch.is_grad_enabled()
     if name == "reference" or backends.needs_reference(estimates, actuals):
         if plan.spectrum is not None:
             backends.refuse_distributed(estimates)

@@ -146,7 +146,7 @@ def transforming() -> bool:
 def needs_reference(estimates: Tensor, actuals: Tensor) -> bool:
     """Whether something is asked that only differentiable PyTorch can answer."""
     return (
-        (torch.is_grad_enabled() and actuals.requires_grad)
+        (actuals.requires_grad and torch.is_grad_enabled())
         or is_traceable_wrapper_subclass(estimates)  # DTensor, NestedTensor, ...
         or is_traceable_wrapper_subclass(actuals)
         or transforming()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import torch
@@ -34,19 +35,20 @@ def value_and_gradient(
     batch, channels, length = estimates.shape
     dtype = compute_dtype(estimates, actuals)
     terms = plan.terms(channels, length)
-    share, *shares = many.factors(plan, terms, batch)
-    total, rows = None, batch
+    share, shares = many.factors(plan, terms, batch)
+    total, rows, waves = None, batch, [estimates, actuals]
     if save:
         total = room_for(estimates, dtype)
+        waves.append(total)
         if estimates.device.type == "cpu":
             rows = min(batch, max(1, waveform.BLOCK // (channels * length)))
-    groups = [(estimates, actuals, total)]
+    groups: Iterable[Sequence[Tensor]] = [waves]
     if rows < batch:
-        groups = zip(*(x.split(rows) for x in groups[0]), strict=True)
+        groups = zip(*(torch.split(x, rows) for x in waves), strict=True)
     numbers: ModuleType = few if few.serves(terms, estimates.device, rows) else many
     tables, nonfinite = [], 0
-    for e, t, room in groups:
-        found = statistics(plan, e, t, save, room)
+    for e, t, *room in groups:
+        found = statistics(plan, e, t, save, *room)
         *sums, count = found.partials
         tables.append(numbers.evaluated(terms, sums))
         nonfinite += count

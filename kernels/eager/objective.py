@@ -149,10 +149,10 @@ def of_tensors(sums: Sequence[Tensor], terms: list[Term]) -> Tensor:
     return torch.cat(found) if len(found) > 1 else found[0]
 
 
-def factors(plan: Plan, terms: list[Term], batch: int) -> tuple[float, ...]:
+def factors(plan: Plan, terms: list[Term], batch: int) -> tuple[float, list[float]]:
     """Of the rows' loss, and of each term's slopes."""
     share = 1.0 / batch if plan.reduction == "mean" else 1.0
-    return share, *(plan.grad_scale * share / elements for _, elements in terms)
+    return share, [plan.grad_scale * share / elements for _, elements in terms]
 
 
 def evaluated(terms: list[Term], partials: Sequence[Tensor]) -> Tensor:
@@ -185,7 +185,7 @@ def combine(
     plan: Plan, terms: list[Term], found: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and parts in ``dtype``, and coefficients, from what was evaluated of all rows."""
-    share, *shares = factors(plan, terms, found.shape[-1])
+    share, shares = factors(plan, terms, found.shape[-1])
     loss, parts = finished(plan, [found], share, dtype)
     return loss, parts, coefficients(found, shares, found.dtype)
 

@@ -19,7 +19,10 @@ BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enoug
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 stays float64; everything else is computed in float32."""
-    return torch.float64 if torch.float64 in [x.dtype for x in tensors] else torch.float32
+    for x in tensors:
+        if x.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -33,7 +36,7 @@ def blocks(*tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     if size <= BLOCK:
         return [tensors]
     count = min(length, -(-size // BLOCK))
-    return zip(*(x.split(-(-length // count), -1) for x in tensors), strict=True)
+    return zip(*(torch.split(x, -(-length // count), -1) for x in tensors), strict=True)
 
 
 def stacked(rows: list[Tensor]) -> Tensor:
@@ -50,8 +53,9 @@ def widened(name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def columns_of(term: Objective) -> list[int]:
     """The sums that a term asks for."""
-    levels = [Q_EST, Q_REF] if term.has_level else []
-    return [ERR_RE] if term.pure_l1 else [ERR_RE, REF_RE, *levels]
+    if term.pure_l1:
+        return [ERR_RE]
+    return [ERR_RE, REF_RE, Q_EST, Q_REF] if term.regularize else [ERR_RE, REF_RE]
 
 
 def waveform_statistics(
@@ -105,11 +109,10 @@ def waveform_gradient(
     a = rows[0]
     if term.power == 2:
         a = 2 * a
-    if term.has_level:
-        r = rows[2]
+    r = rows[2] if term.has_level else None
     for own, e in blocks(error, estimates):
         if term.power == 1:
             torch.sign(own, out=own)
         own.mul_(a)
-        if term.has_level:
+        if r is not None:
             own.addcmul_(widened("estimates", e, own.dtype), r)

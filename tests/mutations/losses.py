@@ -6,7 +6,7 @@ COMPLEX = "kernels/eager/complex_stft.py"
 FEW = "kernels/eager/few.py"
 
 MUTATIONS = [
-    ("gradient of the wrong sign", EAGER, "return total.to(", "return total.neg_().to("),
+    ("gradient of the wrong sign", EAGER, "    return total\n", "    return total.neg_()\n"),
     ("lambda not detached", OBJECTIVE, "= detached(", "= ("),
     ("lambda not rounded like upstream's", OBJECTIVE, "on.float()", "on.double()"),
     ("lambda of few rows not rounded", OBJECTIVE, "ctypes.c_float(x).value", "x"),
@@ -22,14 +22,14 @@ MUTATIONS = [
     (
         "regularizer not scaled by 1 - w",
         OBJECTIVE,
-        "loss + (snr_share * reg_coef) * level",
-        "loss + (weight * reg_coef) * level",
+        "loss + (snr_share * term.reg_coef) * level",
+        "loss + (term.weight * term.reg_coef) * level",
     ),
     (
         "L1 gradient not shared by both parts",
         OBJECTIVE,
-        "x + l1_share / count for",
-        "x + l1_share for",
+        "l1_share / count + 0.0",
+        "l1_share + 0.0",
     ),
     (
         "imaginary parts get the real parts' coefficient",
@@ -37,7 +37,7 @@ MUTATIONS = [
         "a[0], a[-1], r",
         "a[0], a[0], r",
     ),
-    ("overflow hidden in the gradient", OBJECTIVE, "x + 0.0 * error for", "x for"),
+    ("overflow hidden in the gradient", OBJECTIVE, " + 0.0 * error for error", " for error"),
     (
         "grad_scale twice",
         OBJECTIVE,
@@ -125,7 +125,7 @@ MUTATIONS = [
     ),
     ("gradient of L2 halved", WAVEFORM, "a = 2 * a", "a = 1 * a"),
     ("level gradient of waveforms missing", WAVEFORM, "if r is not None:", "if False:"),
-    ("sums of the first block alone", FEW, "row[column] += value", "row[column] = value"),
+    ("sums of the first block alone", WAVEFORM, "torch.stack(found)", "torch.stack(found[:1])"),
     (
         "infinite numbers of few rows",
         FEW,
@@ -135,8 +135,8 @@ MUTATIONS = [
     (
         "half precision summed as it is",
         WAVEFORM,
-        "else torch.float32\n\n\ndef sum",
-        "else tensors[0].dtype\n\n\ndef sum",
+        "return torch.float32\n\n\ndef sum",
+        "return tensors[0].dtype\n\n\ndef sum",
     ),
     (
         "repaired samples get a gradient",
@@ -146,7 +146,7 @@ MUTATIONS = [
     ),
     ("bad samples not counted", EAGER, "(*sums, count)", "(*sums, 0)"),
     ("coefficients of the first rows for all", EAGER, "tables[-1], shares", "tables[0], shares"),
-    ("gradient of the first group alone", EAGER, "range(0, batch, together)", "range(1)"),
+    ("gradient of the first group alone", EAGER, "*room in groups", "*room in [*groups][:1]"),
     (
         "a gradient that is needed again is written over",
         "autograd.py",
@@ -170,8 +170,8 @@ MUTATIONS = [
     (
         "fallback ignores l1_scale",
         "losses/spectral.py",
-        "scale_of_l1(self.l1_scale, pure, self.ref_level, eps)",
-        "scale_of_l1(None, pure, self.ref_level, eps)",
+        "scale_of_l1(self.l1_scale, l1_weight, self.ref_level, eps)",
+        "scale_of_l1(None, l1_weight, self.ref_level, eps)",
     ),
     (
         "spectral blend scale of the waveform",
@@ -243,8 +243,8 @@ MUTATIONS = [
     (
         "second derivative missing",
         "autograd.py",
-        "if torch.is_grad_enabled() and not",
-        "if False and not",
+        "elif torch.is_grad_enabled():\n            return",
+        "elif False:\n            return",
     ),
     (
         "actuals must not be written",
@@ -262,14 +262,14 @@ MUTATIONS = [
     (
         "target gradient dropped",
         "backends.py",
-        "torch.is_grad_enabled() and actuals.requires_grad",
+        "actuals.requires_grad and torch.is_grad_enabled()",
         "False",
     ),
     ("context does not end", "backends.py", "_chosen = self._before", "pass"),
     (
         "signs saved for evaluation",
         "autograd.py",
-        "torch.is_grad_enabled() and estimates.requires_grad",
+        "estimates.requires_grad and torch.is_grad_enabled()",
         "True",
     ),
     (

@@ -190,7 +190,7 @@ class STFTL1SNRDBLoss(Loss):
                 f" spectra of {self.name}. Override it in a subclass of L1SNRDBLoss, given as"
                 " time_loss_module, or switch the level matching of spectra off"
             )
-        eps, pure = self.l1snr_eps, self.pure_l1_mode
+        eps, l1_weight = self.l1snr_eps, self.l1_weight
         level = self.spec_ref_level
         if level is None:
             level = STFT_REF_RATIO * variable(self.ref_level)
@@ -198,9 +198,9 @@ class STFTL1SNRDBLoss(Loss):
             weight=share * self._inner_weight(),
             parts=2,
             eps=eps,
-            l1_weight=self.l1_weight,
-            l1_scale=scale_of_l1(self.l1_scale, pure, level, eps, parts=2),
-            regularize=self.use_regularization and not pure,
+            l1_weight=l1_weight,
+            l1_scale=scale_of_l1(self.l1_scale, l1_weight, level, eps, parts=2),
+            regularize=self.use_regularization and l1_weight < 1.0,
             reg_coef=self.spec_reg_coef,
             lambda0=self.lambda0,
             delta_lambda=self.delta_lambda,
@@ -209,7 +209,7 @@ class STFTL1SNRDBLoss(Loss):
         )
         fallback: Objective | nn.Module | None = self._modules.get("fallback_time_loss")
         if fallback is None:
-            scale = scale_of_l1(self.l1_scale, pure, self.ref_level, eps)
+            scale = scale_of_l1(self.l1_scale, l1_weight, self.ref_level, eps)
             fallback = changed(objective, parts=1, l1_scale=scale)
         elif fusible(fallback, L1SNRDBLoss, self):
             fallback = fallback._objective(objective.weight)

@@ -39,11 +39,13 @@ BUILD_ANEW = dict.fromkeys(
 )
 
 
-def scale_of_l1(given: float | None, pure: bool, level: float, eps: float, parts: int = 1) -> float:
+def scale_of_l1(
+    given: float | None, share: float, level: float, eps: float, parts: int = 1
+) -> float:
     """Factor of the mean absolute error: given, 1 for pure L1, or calibrated to D1's gradient."""
     if given is not None:
         return given
-    return 1.0 if pure else parts * C / (variable(level) + variable(eps))
+    return parts * C / (variable(level) + variable(eps)) if 0.0 < share < 1.0 else 1.0
 
 
 @settings
@@ -114,7 +116,7 @@ class L1SNRLoss(Loss):
             weight=self._inner_weight(),
             eps=self.eps,
             l1_weight=self.l1_weight,
-            l1_scale=scale_of_l1(None, self.l1_weight == 1.0, self.ref_level, self.eps),
+            l1_scale=scale_of_l1(None, self.l1_weight, self.ref_level, self.eps),
         )
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
@@ -270,13 +272,13 @@ class L1SNRDBLoss(Loss):
         eps, ref_level = self.l1snr_eps, self.ref_level
         if isinstance(inner, L1SNRLoss):
             eps, ref_level = inner.eps, inner.ref_level
-        pure = self.l1_weight == 1.0 or self._modules.get("l1_loss") is not None
+        l1_weight = self.l1_weight if self._modules.get("l1_loss") is None else 1.0
         return Objective(
             weight=share * self._inner_weight(),
             eps=eps,
-            l1_weight=1.0 if pure else self.l1_weight,
-            l1_scale=scale_of_l1(self.l1_scale, pure, ref_level, eps),
-            regularize=self.use_regularization and not pure,
+            l1_weight=l1_weight,
+            l1_scale=scale_of_l1(self.l1_scale, l1_weight, ref_level, eps),
+            regularize=self.use_regularization and l1_weight < 1.0,
             reg_coef=self.reg_coef,
             lambda0=self.lambda0,
             delta_lambda=self.delta_lambda,
