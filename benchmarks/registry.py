@@ -282,7 +282,6 @@ def cpu_cases() -> Iterator[Case]:
     yield from headline_cases(shape)
     for name in (MULTI, TIME):
         yield Case(name, shape, SPEED, FORWARD)
-        yield Case(name, SMALL, EVERY)
     yield Case(MULTI, SHAPES[1], EVERY, memory=True)
     yield Case(MULTI, shape, EVERY, dtype=torch.bfloat16)
     for size in SWEEP:
