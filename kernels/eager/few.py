@@ -7,7 +7,7 @@ long as one small operator.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,15 +28,18 @@ def serves(terms: list[Term], device: torch.device, rows: int) -> bool:
     return len(terms) * rows <= ROWS and device.type == "cpu"
 
 
-def means(partials: Tensor, term: Objective, elements: int) -> Iterable[Sequence[float]]:
+def means(partials: Tensor, term: Objective, elements: int) -> list[list[float]]:
     """Of a term's rows, with COLUMNS each, as :func:`evaluate` takes them."""
     if term.parts == 2:
         spectral: list[list[float]] = (partials.sum(1, dtype=torch.float64) / elements).tolist()
         return spectral
-    columns = [[0.0] * partials.shape[-1]] * COLUMNS
-    for column, sums in zip(columns_of(term), partials.tolist(), strict=True):
-        columns[column] = [x / elements for x in sums]
-    return zip(*columns, strict=True)
+    rows, columns = [], columns_of(term)
+    for sums in partials.tolist():
+        row = [0.0] * COLUMNS
+        for column, x in zip(columns, sums, strict=True):
+            row[column] = x / elements
+        rows.append(row)
+    return rows
 
 
 def evaluated(terms: list[Term], partials: Sequence[Tensor]) -> Table:

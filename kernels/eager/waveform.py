@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
-from .workspace import scratch, scratch_parts
+from .workspace import scratch, scratch_columns
 
 BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
 
@@ -61,7 +61,7 @@ def columns_of(term: Objective) -> list[int]:
 def waveform_statistics(
     estimates: Tensor, actuals: Tensor, term: Objective, error: Tensor | None
 ) -> Tensor:
-    """Sums [columns, B] of |e-t|^power, |t|^power, e^2 and t^2, as far as asked for.
+    """Sums [B, columns] of |e-t|^power, |t|^power, e^2 and t^2, as far as asked for.
 
     e - t, of which the gradient is made, is written to ``error``, if given.
     """
@@ -76,10 +76,13 @@ def waveform_statistics(
 def block_sums(
     term: Objective, dtype: torch.dtype, e: Tensor, t: Tensor, kept: Tensor | None = None
 ) -> Tensor:
-    """The sums of a block, whose measures lie side by side in memory that stays in cache."""
+    """The sums of a block, whose measures lie side by side in memory that stays in cache.
+
+    Row by row, so that a thread adds up what it has written itself.
+    """
     e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
     columns = columns_of(term)
-    whole, measures = scratch_parts("waveform", len(columns), *e.shape, like=e)
+    whole, measures = scratch_columns("waveform", len(e), len(columns), *e.shape[1:], like=e)
     measure = torch.abs if term.power == 1 else torch.square
     measure(torch.sub(e, t, out=measures[0] if kept is None else kept), out=measures[0])
     if REF_RE in columns:
@@ -92,9 +95,9 @@ def block_sums(
 
 def by_rows(sums: Tensor, term: Objective) -> Tensor:
     """Those sums as all backends have them, [B, COLUMNS]."""
-    found = sums.new_zeros(sums.shape[-1], COLUMNS)
-    for column, values in zip(columns_of(term), sums, strict=True):
-        found[:, column] = values
+    found = sums.new_zeros(len(sums), COLUMNS)
+    for i, column in enumerate(columns_of(term)):
+        found[:, column] = sums[:, i]
     return found
 
 

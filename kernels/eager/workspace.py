@@ -49,13 +49,13 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     return view
 
 
-def scratch_parts(name: str, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same, and its parts along the first dimension."""
+def scratch_columns(name: str, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The same, and its parts along the second dimension."""
     whole = scratch(name, *shape, like=like)
     key = name, like.dtype
     parts = _kept.parts.get(key)
     if parts is None:
-        parts = whole.unbind()
+        parts = whole.unbind(1)
         if whole is _kept.views.get(key):
             _kept.parts[key] = parts
     return whole, parts
