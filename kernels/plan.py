@@ -106,6 +106,16 @@ class Objective(NamedTuple):
         """Whether the level matching takes part; pure L1 switches it off."""
         return self.regularize and not self.pure_l1
 
+    @property
+    def kind(self) -> Objective:
+        """What kernels other than the objective's are made for, whatever the numbers."""
+        return Objective(
+            parts=self.parts,
+            power=self.power,
+            l1_weight=float(self.pure_l1),
+            regularize=self.regularize,
+        )
+
 
 Term = tuple[Objective, int]  # and its number of elements per row
 

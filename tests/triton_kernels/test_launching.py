@@ -113,6 +113,19 @@ def test_repeated(plan: Plan, device: torch.device):
     assert as_by_triton(plan, e, t) == []
 
 
+def test_scheduled_numbers_are_of_the_objective_alone(device: torch.device):
+    e, t = single(2, 2, 777, device=device)
+    as_by_triton(MULTI, e, t)
+    for weight in (0.5, 0.25):
+        terms = {"weight": weight, "eps": weight / 100, "reg_coef": weight, "lambda0": weight}
+        plan = MULTI._replace(
+            waveform=LEVEL._replace(**terms),
+            spectrum=SPECTRUM_LEVEL._replace(**terms),
+            grad_scale=weight,
+        )
+        assert as_by_triton(plan, e, t) == ["objective_kernel"]
+
+
 # What must choose another launch, or another compiled kernel
 
 CHANGES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
