@@ -14,6 +14,7 @@ from torch import Tensor
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
 from .workspace import scratch, scratch_columns
 
+TOGETHER = 1 << 18  # numbers, below which one sum of all columns is faster than one of each
 BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
 
 
@@ -78,7 +79,9 @@ def block_sums(
 ) -> Tensor:
     """The sums of a block, whose measures lie side by side in memory that stays in cache.
 
-    Row by row, so that a thread adds up what it has written itself.
+    So that a thread adds up what it has written itself, for what another core has written is slow
+    to read where they share no cache, few numbers lie row by row, and of many, where a row may be
+    all of a block, each measure is added up by itself.
     """
     e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
     columns = columns_of(term)
@@ -90,7 +93,9 @@ def block_sums(
     if Q_EST in columns:
         torch.square(e, out=measures[2])
         torch.square(t, out=measures[3])
-    return whole.sum((2, 3))
+    if whole.numel() < TOGETHER:
+        return whole.sum((2, 3))
+    return torch.stack([x.sum((1, 2)) for x in measures], 1)
 
 
 def by_rows(sums: Tensor, term: Objective) -> Tensor:
