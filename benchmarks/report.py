@@ -85,13 +85,14 @@ class Table:
 
     def conditions(self, shape: str = "") -> str:
         """Device, versions and commit of the headline's figures, or of another shape's."""
-        key, date = next(
-            (row.key, row.date)
+        wanted = (MULTI, shape or self.headline, self.ours)
+        *_, row = (
+            row
             for row in self.rows.values()
-            if (row.key.loss, row.key.shape, row.key.provider)
-            == (MULTI, shape or self.headline, self.ours)
+            if (row.key.loss, row.key.shape, row.key.provider) == wanted
         )
-        return f"{key.device}; {key.versions.replace('=', ' ')}; commit {key.commit}, {date}"
+        key = row.key
+        return f"{key.device}; {key.versions.replace('=', ' ')}; commit {key.commit}, {row.date}"
 
 
 def tables(folder: Path) -> list[Table]:
