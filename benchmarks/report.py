@@ -22,6 +22,7 @@ from .records import RESULTS, ROOT, Row
 from .registry import (
     CLASSES,
     COMPILED,
+    COMPLEX,
     FEW,
     FLOOR,
     FORWARD,
@@ -38,6 +39,7 @@ from .registry import (
     TIME,
     TRAINING,
     UPSTREAM,
+    complex_case,
     installed,
     shape_text,
 )
@@ -123,24 +125,28 @@ def markdown(header: list[str], rows: Iterable[list[str]], text_columns: int = 1
 
 
 def benchmark(folder: Path) -> str:
-    """README: time and memory of forward and backward for every loss, against torch-l1-snr."""
+    """README: time and memory of forward and backward for every loss, against what it replaces."""
+    formula = complex_case()
     blocks = []
     for table in tables(folder):
+        measured = [(loss, loss, UPSTREAM, table.headline) for loss in LOSSES]
+        measured += [(f"{COMPLEX} (\\*)", COMPLEX, IN_PYTORCH, shape_text(formula.shape))]
         rows = []
-        for loss in LOSSES:
+        for title, loss, before, shape in measured:
             time, memory = (
-                [table.find(loss, provider, metric) for provider in (UPSTREAM, table.ours)]
+                [table.find(loss, provider, metric, shape) for provider in (before, table.ours)]
                 for metric in ("time", "peak memory")
             )
             milliseconds = [f"{number(x)} ms" for x in time]
             mebibytes = [f"{number(x, MIB)} MiB" for x in memory]
             cells = [*milliseconds, f"{ratio(*time)} x", *mebibytes, f"1/{ratio(*memory)}"]
-            rows.append([loss, *cells])
+            rows.append([title, *cells])
         header = ["forward + backward", UPSTREAM, "this package", "faster"]
         header += ["peak memory", "this package", "of it"]
         shape = "(" + ", ".join(table.headline.split("x")) + ")"
         note = f"Shape {shape}, float32; medians, memory above the inputs. {table.conditions()}.\n"
-        blocks.append(f"{markdown(header, rows)}\n{note}")
+        other = f"(\\*) Against its formula in PyTorch; shape {formula.shape}.\n"
+        blocks.append(f"{markdown(header, rows)}\n{note}{other}")
     return "\n".join(blocks)
 
 
