@@ -44,13 +44,14 @@ def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> St
                 given,
                 estimates,
                 actuals,
-                plan.waveform,
+                plan.waveform.kind,
                 save,
                 plan.sanitize_waveform,
                 plan.sanitize_waveform or plan.sanitize_spectrum,
             )
             partials.append(sums)
         if plan.spectrum is not None:
+            spectrum = plan.spectrum.kind
             routes = [stft_route(res, given.dtype, given.shape[-1]) for res in plan.resolutions]
             if save and plan.sanitize_spectrum:
                 unknown = new_unknown(estimates)
@@ -62,7 +63,7 @@ def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> St
                     estimates,
                     actuals,
                     res,
-                    plan.spectrum,
+                    spectrum,
                     save,
                     plan.sanitize_spectrum,
                     unknown,
@@ -105,19 +106,20 @@ def gradient(
                 error,
                 per_term.pop(0),
                 estimates,
-                plan.waveform,
+                plan.waveform.kind,
                 plan.sanitize_waveform,
                 total,
             )
         else:
             total.zero_()
         if plan.spectrum is not None:
+            spectrum = plan.spectrum.kind
             for res, part in zip(plan.resolutions, per_term, strict=True):
                 route = stft_route(res, dtype, length)
                 kept, spectral = tuple(spectral[: route.SAVED]), spectral[route.SAVED :]
                 more = () if base is ADDED else (base,)
                 route.stft_gradient(
-                    given, kept, part, estimates, res, plan.spectrum, unknown, total, *more
+                    given, kept, part, estimates, res, spectrum, unknown, total, *more
                 )
                 base = ADDED
     return total.to(estimates.dtype)

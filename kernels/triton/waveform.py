@@ -231,7 +231,7 @@ def waveform_statistics(
     count: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Partial sums [B, chunks, COLUMNS] and, with ``save``, what the gradient needs of e - t."""
-    launch, sums, shape, dtype = _statistics(given, term.kind, save, sanitize, count)
+    launch, sums, shape, dtype = _statistics(given, term, save, sanitize, count)
     partials = estimates.new_empty(sums, dtype=given.dtype)
     kept = estimates.new_empty(shape, dtype=dtype) if save else None
     launch(estimates=estimates, actuals=actuals, partials=partials, kept=kept)
@@ -251,5 +251,5 @@ def waveform_gradient(
 
     ``kept`` comes from :func:`waveform_statistics`.
     """
-    launch = _gradient(given, term.kind, sanitize)
+    launch = _gradient(given, term, sanitize)
     launch(gradient=gradient, kept=kept, estimates=estimates, coefficients=coefficients)

@@ -88,7 +88,7 @@ def stft_statistics(
     Of stretches with samples that are not finite, ``unknown`` is written (with both save and
     sanitize).
     """
-    spectra, levels, *shapes = _statistics(given, res, term.kind, save, sanitize)
+    spectra, levels, *shapes = _statistics(given, res, term, save, sanitize)
     partials = estimates.new_empty(shapes[0], dtype=torch.float32)
     signs = estimates.new_empty(shapes[1], dtype=torch.int32) if save else None
     spectra(estimates=estimates, actuals=actuals, signs=signs, unknown=unknown, partials=partials)
@@ -117,7 +117,7 @@ def stft_gradient(
     nothing (None: there are none).
     """
     signs, edges, partials = saved
-    launch, borders = _gradient(given, res, term.kind, unknown is not None, base.kind)
+    launch, borders = _gradient(given, res, term, unknown is not None, base.kind)
     launch(
         signs=signs,
         edges=edges,
