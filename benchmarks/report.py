@@ -110,12 +110,8 @@ def number(value: float | None, unit: float = 1.0) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def ratio(before: float | None, after: float | None) -> str:
-    return f"{before / after:.1f}" if before and after else ""
-
-
-def hundredths(before: float | None, after: float | None) -> str:
-    return f"{before / after:.2f}" if before and after else ""
+def ratio(before: float | None, after: float | None, digits: int = 1) -> str:
+    return f"{before / after:.{digits}f}" if before and after else ""
 
 
 def markdown(header: list[str], rows: Iterable[list[str]], text_columns: int = 1) -> str:
@@ -209,7 +205,7 @@ def few(folder: Path) -> str:
                     [table.find(loss, name, "time", shape, mode) for name in (UPSTREAM, table.ours)]
                     for mode in (TRAINING, FORWARD)
                 ]
-                cells.append(" / ".join(hundredths(*times) for times in pairs))
+                cells.append(" / ".join(ratio(*times, digits=2) for times in pairs))
             rows.append([loss, *cells])
         text = markdown([f"{UPSTREAM} / {table.ours}", *shapes], rows)
         blocks.append(f"{text}\n{table.conditions(shapes[0])}.\n")
