@@ -28,6 +28,7 @@ FILES = [
     "properties",
     "policy",
     "options",
+    "settings",
     "autograd",
     "interface",
     "report",

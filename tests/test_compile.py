@@ -95,6 +95,16 @@ def test_new_instance_does_not_recompile(kind: str):
     assert graphs.frame_count == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_built_inside(kind: str):
+    def step(e: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = build(kind, **OPTIONS[kind])(e, t)
+        return loss
+
+    compiled = torch.compile(step, backend=counter(), fullgraph=True)
+    assert_same(compiled, step, *signals(2, 2, cases.LENGTH))
+
+
 def test_a_new_length_is_compiled_at_most_once_more():
     """The second length makes the length a variable; the third costs nothing."""
     graphs = counter()

@@ -6,7 +6,7 @@ import copy
 import inspect
 import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import cases
 import pytest
@@ -46,6 +46,18 @@ def test_constructor_is_upstreams_plus_keywords(kind: str):
     added = {name: default for name, parameter_kind, default in ours[len(theirs) :]}
     assert added == EXTRAS[kind]
     assert {k for _, k, _ in ours[len(theirs) :]} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "MultiResolutionComplexSTFTLoss"])
+def test_settings_are_attributes_of_their_type(kind: str):
+    """Declared for editors and type checkers, and each of them kept."""
+    loss = getattr(package, kind)("loss")
+    accepted = get_type_hints(type(loss).__init__, include_extras=True)
+    declared = get_type_hints(type(loss), include_extras=True)
+    assert loss._settings
+    for name in loss._settings:
+        assert declared[name] == accepted[name], name
+        assert name in vars(loss)
 
 
 @needs_upstream

@@ -126,7 +126,7 @@ def sizes(name: str, values: Any) -> list[int]:
         raise ValueError(f"{name} is empty, which leaves no STFT resolution to compute")
     found = []
     for value in values:
-        if not is_int(value):
+        if type(value) is not int and not is_int(value):
             raise ValueError(f"every entry of {name} must be an int, got {value!r}")
         if value <= 0:
             raise ValueError(f"every entry of {name} must be positive, got {value}")
@@ -184,20 +184,20 @@ def resolutions(
     n_ffts: Sequence[int], hop_lengths: Sequence[int], win_lengths: Sequence[int], window_fn: str
 ) -> tuple[Resolution, ...]:
     """The resolutions of three lists, which may have changed since they were checked one by one."""
-    lists = {"n_ffts": n_ffts, "hop_lengths": hop_lengths, "win_lengths": win_lengths}
-    n_ffts, hop_lengths, win_lengths = (sizes(name, values) for name, values in lists.items())
+    n_ffts = sizes("n_ffts", n_ffts)
+    hop_lengths = sizes("hop_lengths", hop_lengths)
+    win_lengths = sizes("win_lengths", win_lengths)
     if not len(n_ffts) == len(hop_lengths) == len(win_lengths):
         raise ValueError(
             "n_ffts, hop_lengths and win_lengths must all have the same length, got"
             f" {len(n_ffts)}, {len(hop_lengths)} and {len(win_lengths)}"
         )
-    for n_fft, win_length in zip(n_ffts, win_lengths, strict=True):
+    found = []
+    for n_fft, hop_length, win_length in zip(n_ffts, hop_lengths, win_lengths, strict=True):
         if win_length > n_fft:
             raise ValueError(f"win_length ({win_length}) must not exceed the FFT size ({n_fft})")
-    return tuple(
-        Resolution(n, hop, win, window_fn)
-        for n, hop, win in zip(n_ffts, hop_lengths, win_lengths, strict=True)
-    )
+        found.append(Resolution(n_fft, hop_length, win_length, window_fn))
+    return tuple(found)
 
 
 def complex_resolutions(

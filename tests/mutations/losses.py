@@ -223,6 +223,18 @@ MUTATIONS = [
         "self.time_loss = L1SNRDBLoss('x')",
     ),
     (
+        "settings not checked when a loss is built",
+        "losses/base.py",
+        "values[key] = checks[key](key, value)",
+        "values[key] = value",
+    ),
+    (
+        "a learnt weight is no parameter",
+        "losses/base.py",
+        "super().__setattr__(key, values[key])  # as",
+        "pass  # as",
+    ),
+    (
         "hooks not fired",
         "losses/base.py",
         "module._forward_hooks\n        or module._forward_pre_hooks\n        or ",

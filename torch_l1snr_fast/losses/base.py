@@ -1,8 +1,9 @@
 """What every loss has: settings that are checked when they are set, parts, a call.
 
 A setting stands in one place: the signature of its loss, with its name, type, range and default.
-``__init__`` keeps it as an attribute of the same name; whoever sets it, then or later, comes by
-:meth:`Loss.__setattr__`, which checks it and hands it down to the parts made with it.
+:meth:`Loss.__init__` checks it and keeps it as an attribute of the same name, which the class
+declares; whoever sets it later comes by :meth:`Loss.__setattr__`, which checks it too and hands it
+down to the parts made with it.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import (
     Annotated,
     Any,
     ClassVar,
-    NamedTuple,
     TypeGuard,
     TypeVar,
     cast,
+    get_args,
     get_origin,
 )
 
@@ -29,6 +30,7 @@ from .. import validation
 from ..computation import Call, Components, LossCall, Output, weighted
 from ..kernels.modes import variable
 from ..notices import Notices
+from ..validation import Positive, Reduction, Weight
 
 # Of torch-l1-snr 0.2.1: attributes of other names, and what a loss has warned of.
 OLD_NAMES = {"_l1_weight": "l1_weight", "window_fn_name": "window_fn"}
@@ -66,60 +68,57 @@ class late_part:
         loss._modules[self.name] = value
 
 
-class Setting(NamedTuple):
-    """What setting a setting involves."""
-
-    check: Callable[[str, Any], Any]
-    handed_down: list[tuple[str, str]]  # (part, its setting)
-
-
 class Loss(nn.Module):
     """Base of the losses."""
 
     reports_components: ClassVar = True  # forward takes return_components
-    _settings: ClassVar[dict[str, Setting]] = {}
+    _settings: ClassVar[dict[str, Callable[[str, Any], Any]]] = {}  # their checks
+    _learnable: ClassVar[list[str]] = []  # those that may be tensors
     # Of each part that is a loss, its settings by the whole's that they are made from.
     _parts: ClassVar[dict[str, dict[str, str]]] = {}
+    # The same by the whole's settings: the parts and their settings that are made from each.
+    _handed_down: ClassVar[dict[str, list[tuple[str, str]]]] = {}
     _late_parts: ClassVar[list[str]] = []
     # What can only be set when the loss is built, or not at all, and what to do instead.
     _fixed: ClassVar[dict[str, str]] = {}
 
     _notices: Notices
     name: str
-    weight: float | Tensor
-    grad_scale: float
-    reduction: str
+    weight: Weight
+    grad_scale: Positive
+    reduction: Reduction
 
-    def __init__(
-        self, name: str, weight: float | Tensor, grad_scale: float, reduction: str
-    ) -> None:
+    def __init__(self, name: str, **given: Any) -> None:
         super().__init__()
-        self.__dict__["_notices"] = Notices(name)
-        self.name = name
-        self.weight = weight
-        self.grad_scale = grad_scale
-        self.reduction = reduction
+        values, checks = self.__dict__, self._settings
+        values["_notices"], values["name"] = Notices(name), name
+        # Not one by one by __setattr__, of which a loss costs several times as much.
+        for key, value in given.items():
+            values[key] = checks[key](key, value)
+        for key in self._learnable:
+            if isinstance(values[key], Tensor):
+                super().__setattr__(key, values[key])  # as a parameter, if it is one
 
     def __setattr__(self, name: str, value: Any) -> None:
         values = self.__dict__
-        setting = self._settings.get(name)
-        if name in self._fixed and (setting is None or name in values):
+        check = self._settings.get(name)
+        if name in self._fixed and (check is None or name in values):
             raise AttributeError(
                 f"{name} of {type(self).__name__} is read-only (assigned {value!r}):"
                 f" {self._fixed[name]}"
             )
-        if setting is None:
+        if check is None:
             super().__setattr__(name, value)
             if name == "name":
                 self._notices.name = str(value)
             return
-        value = setting.check(name, value)
+        value = check(name, value)
         if isinstance(value, Tensor) or name in self._parameters:
             super().__setattr__(name, value)
         else:
             # Without nn.Module's search for parameters and modules, most of the time of a setting.
             values[name] = value
-        for part, theirs in setting.handed_down if self._modules else ():
+        for part, theirs in self._handed_down.get(name, ()) if self._modules else ():
             module = self._modules.get(part)
             if isinstance(module, Loss) and theirs in module._settings:
                 setattr(module, theirs, value)
@@ -157,7 +156,7 @@ class Loss(nn.Module):
             for theirs, ours in table.items():
                 if ours not in state and isinstance(modules.get(part), Loss):
                     found = getattr(modules[part], theirs)
-                    values[ours] = kind._settings[ours].check(ours, found)
+                    values[ours] = kind._settings[ours](ours, found)
         values["_modules"] = {k: v for k, v in modules.items() if k not in kind._fixed}
         values["_notices"].given |= {
             notice for flag, notice in OLD_NOTICES.items() if values.pop(flag, False)
@@ -209,14 +208,13 @@ class Loss(nn.Module):
 def settings(kind: Kind) -> Kind:
     """Read the settings of a loss from its signature."""
     parameters = inspect.signature(kind.__init__, eval_str=True).parameters.values()
-    kind._settings = {
-        p.name: Setting(p.annotation.__metadata__[0], [])
-        for p in parameters
-        if get_origin(p.annotation) is Annotated
-    }
+    types = {p.name: p.annotation for p in parameters if get_origin(p.annotation) is Annotated}
+    kind._settings = {name: x.__metadata__[0] for name, x in types.items()}
+    kind._learnable = [name for name, x in types.items() if Tensor in get_args(x.__origin__)]
+    kind._handed_down = {}
     for part, table in kind._parts.items():
         for theirs, ours in table.items():
-            kind._settings[ours].handed_down.append((part, theirs))
+            kind._handed_down.setdefault(ours, []).append((part, theirs))
     kind._late_parts = [name for name, x in vars(kind).items() if isinstance(x, late_part)]
     return kind
 

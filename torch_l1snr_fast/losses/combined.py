@@ -82,6 +82,29 @@ class MultiL1SNRDBLoss(Loss):
         },
     }
 
+    spec_weight: LearntShare
+    l1_weight: Share
+    use_time_regularization: Flag
+    use_spec_regularization: Flag
+    lambda0: NonNegative
+    delta_lambda: NonNegative
+    l1snr_eps: Positive
+    dbrms_eps: Positive
+    lmin: Decibels
+    n_ffts: FrozenSizes
+    hop_lengths: FrozenSizes
+    win_lengths: FrozenSizes
+    window_fn: Window
+    min_audio_length: NonNegative
+    spec_reg_coef: NonNegative
+    mps_cpu_fallback: Flag
+    ref_level: Positive
+    spec_ref_level: OptionalPositive
+    check_finite: Flag
+    l1_scale_time: OptionalPositive
+    l1_scale_spec: OptionalPositive
+    stem_dimension: Stems
+
     def __init__(
         self,
         name: str,
@@ -115,29 +138,34 @@ class MultiL1SNRDBLoss(Loss):
         stem_dimension: Stems = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(name, weight, grad_scale, reduction)
-        self.spec_weight = spec_weight
-        self.l1_weight = l1_weight
-        self.use_time_regularization = use_time_regularization
-        self.use_spec_regularization = use_spec_regularization
-        self.lambda0 = lambda0
-        self.delta_lambda = delta_lambda
-        self.l1snr_eps = l1snr_eps
-        self.dbrms_eps = dbrms_eps
-        self.lmin = lmin
-        self.n_ffts = n_ffts
-        self.hop_lengths = hop_lengths
-        self.win_lengths = win_lengths
-        self.window_fn = window_fn
-        self.min_audio_length = min_audio_length
-        self.spec_reg_coef = spec_reg_coef
-        self.mps_cpu_fallback = mps_cpu_fallback
-        self.ref_level = ref_level
-        self.spec_ref_level = spec_ref_level
-        self.check_finite = check_finite
-        self.l1_scale_time = l1_scale_time
-        self.l1_scale_spec = l1_scale_spec
-        self.stem_dimension = stem_dimension
+        super().__init__(
+            name,
+            weight=weight,
+            spec_weight=spec_weight,
+            l1_weight=l1_weight,
+            use_time_regularization=use_time_regularization,
+            use_spec_regularization=use_spec_regularization,
+            lambda0=lambda0,
+            delta_lambda=delta_lambda,
+            l1snr_eps=l1snr_eps,
+            dbrms_eps=dbrms_eps,
+            lmin=lmin,
+            n_ffts=n_ffts,
+            hop_lengths=hop_lengths,
+            win_lengths=win_lengths,
+            window_fn=window_fn,
+            min_audio_length=min_audio_length,
+            spec_reg_coef=spec_reg_coef,
+            mps_cpu_fallback=mps_cpu_fallback,
+            ref_level=ref_level,
+            spec_ref_level=spec_ref_level,
+            check_finite=check_finite,
+            grad_scale=grad_scale,
+            l1_scale_time=l1_scale_time,
+            l1_scale_spec=l1_scale_spec,
+            stem_dimension=stem_dimension,
+            reduction=reduction,
+        )
 
         self.time_loss: nn.Module
         if time_loss_module is None:

@@ -48,6 +48,13 @@ class MultiResolutionComplexSTFTLoss(Loss):
         tensor(0.2000)
     """
 
+    weight: NonNegative  # not learnt
+    waveform_weight: NonNegative
+    win_lengths: Sizes
+    n_fft: Size
+    hop_lengths: SizeOrSizes
+    stem_dimension: Stems
+
     def __init__(
         self,
         name: str,
@@ -61,12 +68,17 @@ class MultiResolutionComplexSTFTLoss(Loss):
         stem_dimension: Stems = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(name, weight, grad_scale, reduction)
-        self.waveform_weight = waveform_weight
-        self.win_lengths = win_lengths
-        self.n_fft = n_fft
-        self.hop_lengths = hop_lengths
-        self.stem_dimension = stem_dimension
+        super().__init__(
+            name,
+            weight=weight,
+            waveform_weight=waveform_weight,
+            win_lengths=win_lengths,
+            n_fft=n_fft,
+            hop_lengths=hop_lengths,
+            grad_scale=grad_scale,
+            stem_dimension=stem_dimension,
+            reduction=reduction,
+        )
         self._plan()
 
     def _plan(self) -> ComplexPlan:

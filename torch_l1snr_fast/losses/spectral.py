@@ -99,6 +99,25 @@ class STFTL1SNRDBLoss(Loss):
         }
     }
 
+    lambda0: NonNegative
+    delta_lambda: NonNegative
+    l1snr_eps: Positive
+    dbrms_eps: Positive
+    lmin: Decibels
+    n_ffts: Sizes
+    hop_lengths: Sizes
+    win_lengths: Sizes
+    window_fn: Window
+    min_audio_length: NonNegative
+    use_regularization: Flag
+    spec_reg_coef: NonNegative
+    l1_weight: Share
+    mps_cpu_fallback: Flag
+    ref_level: Positive
+    spec_ref_level: OptionalPositive
+    check_finite: Flag
+    l1_scale: OptionalPositive
+
     def __init__(
         self,
         name: str,
@@ -125,25 +144,30 @@ class STFTL1SNRDBLoss(Loss):
         l1_scale: OptionalPositive = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(name, weight, grad_scale, reduction)
-        self.lambda0 = lambda0
-        self.delta_lambda = delta_lambda
-        self.l1snr_eps = l1snr_eps
-        self.dbrms_eps = dbrms_eps
-        self.lmin = lmin
-        self.n_ffts = n_ffts
-        self.hop_lengths = hop_lengths
-        self.win_lengths = win_lengths
-        self.window_fn = window_fn
-        self.min_audio_length = min_audio_length
-        self.use_regularization = use_regularization
-        self.spec_reg_coef = spec_reg_coef
-        self.l1_weight = l1_weight
-        self.mps_cpu_fallback = mps_cpu_fallback
-        self.ref_level = ref_level
-        self.spec_ref_level = spec_ref_level
-        self.check_finite = check_finite
-        self.l1_scale = l1_scale
+        super().__init__(
+            name,
+            weight=weight,
+            lambda0=lambda0,
+            delta_lambda=delta_lambda,
+            l1snr_eps=l1snr_eps,
+            dbrms_eps=dbrms_eps,
+            lmin=lmin,
+            n_ffts=n_ffts,
+            hop_lengths=hop_lengths,
+            win_lengths=win_lengths,
+            window_fn=window_fn,
+            min_audio_length=min_audio_length,
+            use_regularization=use_regularization,
+            spec_reg_coef=spec_reg_coef,
+            l1_weight=l1_weight,
+            mps_cpu_fallback=mps_cpu_fallback,
+            ref_level=ref_level,
+            spec_ref_level=spec_ref_level,
+            check_finite=check_finite,
+            grad_scale=grad_scale,
+            l1_scale=l1_scale,
+            reduction=reduction,
+        )
         self._resolutions()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

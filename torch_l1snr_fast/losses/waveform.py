@@ -95,6 +95,10 @@ class L1SNRLoss(Loss):
 
     _fixed: ClassVar = BUILD_ANEW
 
+    eps: NonNegative
+    l1_weight: Share
+    ref_level: Positive
+
     def __init__(
         self,
         name: str,
@@ -106,10 +110,15 @@ class L1SNRLoss(Loss):
         *,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(name, weight, grad_scale, reduction)
-        self.eps = eps
-        self.l1_weight = l1_weight
-        self.ref_level = ref_level
+        super().__init__(
+            name,
+            weight=weight,
+            eps=eps,
+            l1_weight=l1_weight,
+            ref_level=ref_level,
+            grad_scale=grad_scale,
+            reduction=reduction,
+        )
 
     def _objective(self) -> Objective:
         return Objective(
@@ -146,6 +155,9 @@ class L2SNRLoss(Loss):
         -19.96
     """
 
+    eps: Positive
+    tau: NonNegative
+
     def __init__(
         self,
         name: str,
@@ -156,9 +168,14 @@ class L2SNRLoss(Loss):
         *,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(name, weight, grad_scale, reduction)
-        self.eps = eps
-        self.tau = tau
+        super().__init__(
+            name,
+            weight=weight,
+            eps=eps,
+            tau=tau,
+            grad_scale=grad_scale,
+            reduction=reduction,
+        )
 
     def _compute(self, call: Call) -> tuple[Tensor, Components]:
         term = Objective(weight=self._inner_weight(), power=2, eps=self.eps, tau=self.tau)
@@ -212,6 +229,17 @@ class L1SNRDBLoss(Loss):
         "l1snr_loss": {"eps": "l1snr_eps", **same("l1_weight", "ref_level", "reduction")}
     }
 
+    lambda0: NonNegative
+    delta_lambda: NonNegative
+    l1snr_eps: Positive
+    dbrms_eps: Positive
+    lmin: Decibels
+    use_regularization: Flag
+    l1_weight: Share
+    reg_coef: NonNegative
+    ref_level: Positive
+    l1_scale: OptionalPositive
+
     def __init__(
         self,
         name: str,
@@ -230,17 +258,22 @@ class L1SNRDBLoss(Loss):
         l1_scale: OptionalPositive = None,
         reduction: Reduction = "mean",
     ) -> None:
-        super().__init__(name, weight, grad_scale, reduction)
-        self.lambda0 = lambda0
-        self.delta_lambda = delta_lambda
-        self.l1snr_eps = l1snr_eps
-        self.dbrms_eps = dbrms_eps
-        self.lmin = lmin
-        self.use_regularization = use_regularization
-        self.l1_weight = l1_weight
-        self.reg_coef = reg_coef
-        self.ref_level = ref_level
-        self.l1_scale = l1_scale
+        super().__init__(
+            name,
+            weight=weight,
+            lambda0=lambda0,
+            delta_lambda=delta_lambda,
+            l1snr_eps=l1snr_eps,
+            dbrms_eps=dbrms_eps,
+            lmin=lmin,
+            use_regularization=use_regularization,
+            l1_weight=l1_weight,
+            reg_coef=reg_coef,
+            ref_level=ref_level,
+            grad_scale=grad_scale,
+            l1_scale=l1_scale,
+            reduction=reduction,
+        )
 
     @late_part
     def l1snr_loss(self) -> nn.Module | None:
