@@ -30,6 +30,8 @@ FILES = [
     "options",
     "settings",
     "autograd",
+    "saved_memory",
+    "written_memory",
     "interface",
     "report",
     "backends",

@@ -374,6 +374,23 @@ def test_compiled_autograd(kind: str):
         cases.assert_gradient(e.grad, want[1], 1e-10)
 
 
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_compiled_autograd_of_other_samples(backend: str):
+    """What was compiled for one step belongs to no tensor of it."""
+    from torch._dynamo import compiled_autograd
+
+    loss = build("L1SNRLoss")
+    compiler = torch.compile(backend="aot_eager", fullgraph=True)
+    for seed in range(3):
+        pair = signals(2, 2, 50 + seed // 2, seed=seed)
+        e = pair[0].clone().requires_grad_()
+        value = loss(e * 1.0, pair[1])
+        with compiled_autograd._enable(compiler):
+            value.backward()
+        (want,) = torch.autograd.grad(loss(e, pair[1]), e)
+        cases.assert_gradient(e.grad, want, 1e-14)
+
+
 @pytest.mark.parametrize("policy", ["MUST_SAVE", "MUST_RECOMPUTE"])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_selective_checkpointing(kind: str, policy: str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +115,28 @@ def test_the_last_backward_takes_no_memory(kind: str, factor: float):
     assert torch.equal(last, kept)
     assert saved not in (0, first.data_ptr())
     assert saved == last.data_ptr()
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+@pytest.mark.parametrize("retained", [False, True])
+@pytest.mark.parametrize("kind", ["L1SNRLoss", "L1SNRDBLoss"])
+def test_waveforms_are_let_go_with_the_graph(kind: str, retained: bool, backend: str):
+    """Also while the loss is kept, as for a log: but not before a second derivative may come."""
+    leaf = signals(2, 9)[0].requires_grad_()
+    estimates, actuals = leaf * 1.0, signals(2, 9)[1]
+    value = build(kind)(estimates, actuals)
+    alive = [weakref.ref(estimates), weakref.ref(actuals)]
+    del estimates, actuals
+    gc.collect()
+    assert None not in [each() for each in alive]
+    torch.autograd.grad(value, leaf, retain_graph=retained)
+    gc.collect()
+    assert [each() is not None for each in alive] == [retained] * 2
+    if retained:
+        torch.autograd.grad(value, leaf, create_graph=True)
+    else:
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(value, leaf)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,11 +18,7 @@ from .notices import Notices, notices_of
 
 
 class FusedLoss(torch.autograd.Function):
-    """Statistics, objective and coefficients in forward, the gradient in backward.
-
-    Estimates and actuals are kept for a second derivative alone (and the estimates for level
-    matching), so their memory may be written once the loss is known: see :func:`forgiving`.
-    """
+    """Statistics, objective and coefficients in forward, the gradient in backward."""
 
     @staticmethod
     def forward(
@@ -36,7 +32,9 @@ class FusedLoss(torch.autograd.Function):
             ctx.plan, ctx.backend, ctx.dtype = plan, backend, dtype
             # The parts without their version: to write into the components is the caller's right.
             ctx.parts = result.parts.data
-            save_for_both(ctx, estimates, actuals, result.coefficients, *found.saved)
+            ctx.again = Again(estimates, actuals)
+            read = estimates if plan.has_level else None
+            ctx.save_for_backward(read, result.coefficients, *found.saved)
         ctx.mark_non_differentiable(result.parts, result.nonfinite)
         ctx.set_materialize_grads(False)
         return result.loss, result.parts, result.nonfinite
@@ -45,14 +43,16 @@ class FusedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
-        estimates, actuals, coefficients, *saved = ctx.saved_tensors
+        estimates, coefficients, *saved = ctx.saved_tensors
+        if estimates is None:
+            estimates = ctx.again.estimates
         if torch.compiler.is_compiling():  # compiled autograd sees one opaque operator, too
             rows = coefficients * grad
             gradient = fused_gradient(
                 saved, rows, estimates, ctx.dtype, *encode(ctx.plan), ctx.backend
             )
         elif torch.is_grad_enabled():
-            gradient = differentiable(ctx, estimates, actuals, grad)
+            gradient = differentiable(ctx, grad)
         else:
             # vmap (is_grads_batched=True) sees no further than PyTorch's operators.
             batched = backends.is_batched(grad)
@@ -61,6 +61,7 @@ class FusedLoss(torch.autograd.Function):
             gradient = kernels.gradient(ctx.plan, tuple(saved), rows, estimates, ctx.dtype)
             if batched:
                 gradient = scaled(gradient, grad)
+            release(ctx)
         return gradient, None, None, None, None
 
 
@@ -77,7 +78,8 @@ class LossAtOnce(torch.autograd.Function):
         if isinstance(parts, Tensor):
             ctx.parts = parts.data
             ctx.mark_non_differentiable(parts)
-        save_for_both(ctx, estimates, actuals, gradient)
+        ctx.again = Again(estimates, actuals)
+        ctx.save_for_backward(gradient)
         ctx.alone = _autograd._top_saved_tensors_default_hooks(True) is None
         ctx.set_materialize_grads(False)
         return loss, parts, nonfinite
@@ -86,28 +88,53 @@ class LossAtOnce(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None
-        estimates, actuals, gradient = ctx.saved_tensors
+        (gradient,) = ctx.saved_tensors
+        dtype = ctx.again.estimates.dtype
         if torch.compiler.is_compiling():
             result = scaled(gradient, grad)
         elif torch.is_grad_enabled():
-            return differentiable(ctx, estimates, actuals, grad), None, None
+            return differentiable(ctx, grad), None, None
         else:
             result = multiplied(gradient, grad, ctx.alone)
-        return result.to(estimates.dtype), None, None
+            release(ctx)
+        return result.to(dtype), None, None
 
 
-def save_for_both(ctx: Any, estimates: Tensor, actuals: Tensor, *saved: Tensor | None) -> None:
-    """Save what the first derivative needs, and for a second one both waveforms."""
-    # Targets made in inference mode cannot be saved; they cannot be trained on either, so holding
-    # them is enough.
-    ctx.held = actuals if actuals.is_inference() else None
-    ctx.save_for_backward(estimates, actuals if ctx.held is None else None, *saved)
+class Again:
+    """Both waveforms, held for a second derivative.
+
+    What PyTorch saves of a node must not be written before the backward pass. These may be, since
+    no first derivative reads them; a second one refuses to, if they were.
+    """
+
+    def __init__(self, estimates: Tensor, actuals: Tensor) -> None:
+        self.estimates, self.actuals = estimates, actuals
+        self.versions = self._versions()
+
+    def _versions(self) -> tuple[int, int]:
+        # Targets made in inference mode count no versions.
+        known = not self.actuals.is_inference()
+        return self.estimates._version, self.actuals._version if known else 0
+
+    def unwritten(self) -> tuple[Tensor, Tensor]:
+        """Estimates and actuals as they were."""
+        if self._versions() != self.versions:
+            raise RuntimeError(CHANGED)
+        return self.estimates, self.actuals
 
 
-def differentiable(ctx: Any, estimates: Tensor, actuals: Tensor | None, grad: Tensor) -> Tensor:
+def release(ctx: Any) -> None:
+    """Let go of them, as PyTorch does of what it saved, unless the graph is retained."""
+    if torch.compiler.is_compiling():  # by compiled autograd, whose graph comes again
+        return
+    if not _autograd._get_current_graph_task_keep_graph():
+        ctx.again = None
+
+
+def differentiable(ctx: Any, grad: Tensor) -> Tensor:
     """The gradient as something to be differentiated (create_graph=True)."""
-    target = ctx.held if actuals is None else actuals
-    again = reference.loss(ctx.plan, estimates, target)
+    estimates, actuals = ctx.again.unwritten()
+    again = reference.loss(ctx.plan, estimates, actuals)
     parts = torch.as_tensor(ctx.parts, dtype=again.parts.dtype, device=again.parts.device)
     if not torch.allclose(again.parts, parts, *SAME_PARTS, equal_nan=True):
         raise RuntimeError(CHANGED)
@@ -122,30 +149,6 @@ CHANGED = (
     " was written in place after the loss was computed. Give the loss copies (.clone()) of what"
     " will be overwritten, or write after the backward pass."
 )
-
-
-def forgiving(saved: Sequence[Any]) -> None:
-    """Let tensors saved by a node be written in place, for only a second derivative reads them.
-
-    PyTorch compares the version of whatever is saved with that at the time of saving, unless hooks
-    are in charge of it: these compare for a second derivative alone.
-    """
-    try:
-        for one in saved:
-            one.register_hooks(_with_version, _of_that_version)
-    except RuntimeError:  # the caller's own are, as with checkpointing and offloading
-        return
-
-
-def _with_version(x: Tensor) -> tuple[Tensor, int]:
-    return x, x._version
-
-
-def _of_that_version(kept: tuple[Tensor, int]) -> Tensor:
-    x, version = kept
-    if torch.is_grad_enabled() and x._version != version:
-        raise RuntimeError(CHANGED)
-    return x
 
 
 def scaled(gradient: Tensor, grad: Tensor) -> Tensor:
@@ -187,14 +190,10 @@ def loss(estimates: Tensor, actuals: Tensor, plan: Plan, notices: Notices) -> tu
         value, parts, nonfinite = LossAtOnce.apply(  # type: ignore[no-untyped-call]
             estimates, actuals, plan
         )
-        forgiving(value.grad_fn._raw_saved_tensors[: 1 if actuals.is_inference() else 2])
     else:
         value, parts, nonfinite = FusedLoss.apply(  # type: ignore[no-untyped-call]
             estimates, actuals, plan, name, save
         )
-        if save:
-            raw = value.grad_fn._raw_saved_tensors
-            forgiving(raw[plan.has_level : 1 if actuals.is_inference() else 2])
     if plan.sanitize_waveform or plan.sanitize_spectrum:
         notices.sanitized(nonfinite)
     return value, parts

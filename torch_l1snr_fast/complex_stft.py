@@ -15,10 +15,11 @@ from torch import Tensor
 from . import backends
 from .autograd import (
     CHANGED,
+    Again,
     decode_numbers,
     encode_numbers,
-    forgiving,
     keep_gradient,
+    release,
     scale_kept,
     scaled,
 )
@@ -67,10 +68,7 @@ def reference(plan: ComplexPlan, estimates: Tensor, actuals: Tensor) -> Tensor:
 
 
 class ComplexSTFTLoss(torch.autograd.Function):
-    """Losses [B] and means [terms, B] of rows, by one backend's kernels.
-
-    Estimates and actuals are kept for a second derivative alone: see :func:`autograd.forgiving`.
-    """
+    """Losses [B] and means [terms, B] of rows, by one backend's kernels."""
 
     @staticmethod
     def forward(
@@ -78,12 +76,9 @@ class ComplexSTFTLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         means, gradient = kernels(backend).complex_stft(plan, estimates, actuals, save)
         if save:
-            ctx.plan = plan
-            # Targets made in inference mode cannot be saved; they cannot be trained on either, so
-            # holding them is enough. Means without their version, as they are given to the caller.
-            ctx.held = actuals if actuals.is_inference() else None
-            kept = actuals if ctx.held is None else None
-            ctx.save_for_backward(estimates, kept, means.data, gradient)
+            ctx.plan, ctx.again = plan, Again(estimates, actuals)
+            # Means without their version, as they are given to the caller.
+            ctx.save_for_backward(means.data, gradient)
         ctx.mark_non_differentiable(means)
         ctx.set_materialize_grads(False)
         return weighted(plan, means), means
@@ -92,15 +87,17 @@ class ComplexSTFTLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None, None, None
-        estimates, actuals, means, gradient = ctx.saved_tensors
+        means, gradient = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the gradient itself must be differentiable
-            again = reference(ctx.plan, estimates, actuals if ctx.held is None else ctx.held)
+            estimates, actuals = ctx.again.unwritten()
+            again = reference(ctx.plan, estimates, actuals)
             if not torch.allclose(again, means, rtol=1e-3, atol=0, equal_nan=True):
                 raise RuntimeError(CHANGED)
             rows = weighted(ctx.plan, again)
             (result,) = torch.autograd.grad(rows, estimates, grad, create_graph=True)
         else:
-            result = scaled(gradient, grad).to(estimates.dtype)
+            result = scaled(gradient, grad).to(ctx.again.estimates.dtype)
+            release(ctx)
         return result, None, None, None, None
 
 
@@ -121,8 +118,6 @@ def loss(estimates: Tensor, actuals: Tensor, plan: ComplexPlan) -> tuple[Tensor,
     rows, means = ComplexSTFTLoss.apply(  # type: ignore[no-untyped-call]
         estimates, actuals, plan, name, save
     )
-    if save:
-        forgiving(rows.grad_fn._raw_saved_tensors[: 1 if actuals.is_inference() else 2])
     return rows, means
 
 

@@ -150,8 +150,8 @@ MUTATIONS = [
     (
         "a gradient that is needed again is written over",
         "autograd.py",
-        "_autograd._get_current_graph_task_keep_graph()",
-        "False",
+        "not alone or _autograd._get_current_graph_task_keep_graph()",
+        "not alone",
     ),
     (
         "what others hold is written over",
@@ -259,12 +259,23 @@ MUTATIONS = [
         "elif False:\n            return",
     ),
     (
-        "actuals must not be written",
+        "waveforms not let go with the graph",
         "autograd.py",
-        "_raw_saved_tensors[: 1 if actuals.is_inference() else 2]",
-        "_raw_saved_tensors[:1]",
+        "        ctx.again = None",
+        "        pass",
     ),
-    ("second derivative of written memory", "autograd.py", "x._version != version", "False"),
+    (
+        "waveforms let go while the graph is retained",
+        "autograd.py",
+        "if not _autograd._get_current_graph_task_keep_graph():\n        ctx",
+        "if True:\n        ctx",
+    ),
+    (
+        "second derivative of written memory",
+        "autograd.py",
+        "self._versions() != self.versions",
+        "False",
+    ),
     (
         "second derivative of memory written unseen",
         "autograd.py",
