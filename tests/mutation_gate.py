@@ -35,6 +35,7 @@ FILES = [
     "interface",
     "report",
     "backends",
+    "backends_agree",
 ]
 
 LIMIT = 1200  # seconds, which only an endless loop takes

@@ -92,6 +92,33 @@ def test_backends_agree_on_long_audio(kind: str, monkeypatch: pytest.MonkeyPatch
     compare_backends(build(kind, **ALL_ON[kind]), e, t, bound, 1e-3)
 
 
+@pytest.mark.parametrize("length", [5, 16, 53, 64])  # less than a chunk, one, some and a rest, some
+@pytest.mark.parametrize("kind", ["L1SNRLoss", "L2SNRLoss", "L1SNRDBLoss"])
+def test_measures_added_up_one_by_one(kind: str, length: int, monkeypatch: pytest.MonkeyPatch):
+    """As of many numbers; of channels that lie apart, too."""
+    monkeypatch.setattr(waveform, "TOGETHER", 0)
+    monkeypatch.setattr(waveform, "CHUNK", 16)
+    e, t = signals(3, 4, length)
+    compare_backends(build(kind), e, t, 1e-12, 1e-12)
+    compare_backends(build(kind), e[:, ::2].mT.contiguous().mT, t[:, ::2], 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("length", [200001, 1 << 18])
+@pytest.mark.parametrize("kind", ["noise", "constant", "loud at first"])
+def test_sums_of_squares_of_many_numbers(kind: str, length: int):
+    """A lane adds up 32 numbers of one sign, each with half a unit in the last place at most."""
+    x = {
+        "noise": torch.randn(2, 1, length),
+        "constant": torch.full((2, 1, length), 0.1234567),
+        "loud at first": torch.randn(2, 1, length) * 0.99 ** torch.arange(length).sqrt(),
+    }[kind]
+    want = x.double().square().sum((1, 2))
+    unit = torch.finfo(torch.float32).eps / 2
+    bound = (32 + 16) * unit  # a root and its square, and the sum of chunks
+    error = waveform.total(x, 2, torch.empty(0)).double() / want - 1
+    assert float(error.abs().max()) < bound
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_few_rows_as_many(kind: str, reduction: str, monkeypatch: pytest.MonkeyPatch):

@@ -41,7 +41,8 @@ def value_and_gradient(
         total = room_for(estimates, dtype)
         waves.append(total)
         if estimates.device.type == "cpu":
-            rows = min(batch, max(1, waveform.BLOCK // (channels * length)))
+            at_most = max(1, waveform.BLOCK // (channels * length))
+            rows = -(-batch // -(-batch // at_most))  # in groups of like size
     groups: Iterable[Sequence[Tensor]] = [waves]
     if rows < batch:
         groups = zip(*(torch.split(x, rows) for x in waves), strict=True)

@@ -14,8 +14,10 @@ from torch import Tensor
 from ..plan import COLUMNS, ERR_RE, Q_EST, Q_REF, REF_RE, Objective
 from .workspace import scratch, scratch_columns
 
+MEASURES = {1: torch.abs, 2: torch.square}  # by the power of a sum
 TOGETHER = 1 << 18  # numbers, below which one sum of all columns is faster than one of each
-BLOCK = 1 << 19  # samples: large enough to hide the cost of a call, small enough for the cache
+CHUNK = 256  # squares that are added up as one norm
+BLOCK = 1 << 20  # samples: large enough to hide the cost of a call, small enough for the cache
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -77,25 +79,33 @@ def waveform_statistics(
 def block_sums(
     term: Objective, dtype: torch.dtype, e: Tensor, t: Tensor, kept: Tensor | None = None
 ) -> Tensor:
-    """The sums of a block, whose measures lie side by side in memory that stays in cache.
-
-    So that a thread adds up what it has written itself, for what another core has written is slow
-    to read where they share no cache, few numbers lie row by row, and of many, where a row may be
-    all of a block, each measure is added up by itself.
-    """
+    """The sums of a block: few numbers are measured side by side and added up in one operator."""
     e, t = widened("estimates", e, dtype), widened("actuals", t, dtype)
     columns = columns_of(term)
-    whole, measures = scratch_columns("waveform", len(e), len(columns), *e.shape[1:], like=e)
-    measure = torch.abs if term.power == 1 else torch.square
-    measure(torch.sub(e, t, out=measures[0] if kept is None else kept), out=measures[0])
-    if REF_RE in columns:
-        measure(t, out=measures[1])
-    if Q_EST in columns:
-        torch.square(e, out=measures[2])
-        torch.square(t, out=measures[3])
-    if whole.numel() < TOGETHER:
-        return whole.sum((2, 3))
-    return torch.stack([x.sum((1, 2)) for x in measures], 1)
+    together = len(columns) if len(columns) * e.numel() < TOGETHER else 1
+    whole, (room, *others) = scratch_columns("waveform", together, e)
+    error = torch.sub(e, t, out=room if kept is None else kept)
+    powers = ((error, term.power), (t, term.power), (e, 2), (t, 2))
+    if together == 1:
+        return torch.stack([total(x, power, room) for x, power in powers[: len(columns)]], 1)
+    for out, (x, power) in zip((room, *others), powers, strict=False):
+        MEASURES[power](x, out=out)
+    return whole.sum((2, 3))
+
+
+def total(x: Tensor, power: int, room: Tensor) -> Tensor:
+    """Sums [B] of |x|^power of many numbers, by way of ``room``, whose memory may be that of x.
+
+    Squares are added up as norms, which writes nothing; of chunks, since a norm is less exact than
+    a sum: it takes eight numbers at a time.
+    """
+    if power == 1:
+        return torch.abs(x, out=room).sum((1, 2))
+    found: list[Tensor] = []
+    for part in torch.split(x, max(CHUNK, x.shape[-1] // CHUNK * CHUNK), -1):
+        chunks = torch.unflatten(part, -1, (-1, min(CHUNK, part.shape[-1])))
+        found.append(torch.linalg.vector_norm(chunks, dim=-1).square_().sum((1, 2)))
+    return found[0] if len(found) == 1 else found[0] + found[1]
 
 
 def by_rows(sums: Tensor, term: Objective) -> Tensor:

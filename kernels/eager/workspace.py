@@ -49,9 +49,10 @@ def scratch(name: str, *shape: int, like: Tensor) -> Tensor:
     return view
 
 
-def scratch_columns(name: str, *shape: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The same, and its parts along the second dimension."""
-    whole = scratch(name, *shape, like=like)
+def scratch_columns(name: str, count: int, like: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Scratch memory [B, count, ...] for as many tensors like one [B, ...], and these."""
+    batch, *shape = like.shape
+    whole = scratch(name, batch, count, *shape, like=like)
     key = name, like.dtype
     parts = _kept.parts.get(key)
     if parts is None:

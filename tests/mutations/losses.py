@@ -7,6 +7,8 @@ FEW = "kernels/eager/few.py"
 
 MUTATIONS = [
     ("gradient of the wrong sign", EAGER, "    return total\n", "    return total.neg_()\n"),
+    ("squares not added up in chunks", WAVEFORM, "CHUNK = 256", "CHUNK = 1 << 20"),
+    ("squares after the last chunk left out", WAVEFORM, "found[0] + found[1]", "found[0]"),
     ("lambda not detached", OBJECTIVE, "= detached(", "= ("),
     ("lambda not rounded like upstream's", OBJECTIVE, "on.float()", "on.double()"),
     ("lambda of few rows not rounded", OBJECTIVE, "ctypes.c_float(x).value", "x"),
