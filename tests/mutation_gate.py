@@ -56,7 +56,9 @@ def tests_of(file: str, quick: list[str]) -> list[str]:
     """The tests that a mistake in a file of the package is to fail."""
     if not file.startswith(kernels.TRITON):
         return ["tests/test_complex_stft.py"] if Path(file).stem == "complex_stft" else quick
-    return [f"tests/triton_kernels/test_{name}.py" for name in kernels.FILES[Path(file).stem]]
+    path = Path(file)
+    key = path.parent.name if path.stem == "__init__" else path.stem
+    return [f"tests/triton_kernels/test_{name}.py" for name in kernels.FILES[key]]
 
 
 def run_tests(folder: Path, tests: list[str]) -> tuple[bool, str]:

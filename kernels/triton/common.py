@@ -45,15 +45,16 @@ class Config(NamedTuple):
     # Its registers per thread, and where a hop is half a frame; None: as many as ptxas likes.
     registers: int | None = None
     registers_of_long_hops: int | None = None
+    registers_of_complex: int | None = None  # of the loss of complex spectra, per thread
     prefetch: bool = True  # its backward loads a pair's signs before the FFT of the pair before
 
 
 # By compute capability, from the one on. What only a card can decide stands here, and is measured
-# by benchmarks/tune.py. Registers: for 20 warps on a multiprocessor, and for 16.
+# by benchmarks/tune.py. Registers: for 20, 16 and 12 warps on a multiprocessor.
 CONFIGS = {
     100: Config(),
-    90: Config(registers=96, registers_of_long_hops=128),
-    0: Config(registers=96, registers_of_long_hops=128),
+    90: Config(registers=96, registers_of_long_hops=128, registers_of_complex=168),
+    0: Config(registers=96, registers_of_long_hops=128, registers_of_complex=168),
 }
 CONFIG: Config | None = None  # in place of the table's
 

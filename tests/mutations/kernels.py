@@ -16,7 +16,8 @@ FILES = {
     "fft": ["fft", "onchip"],
     **{key: ["complex_kernel"] for key in ("directions", "walk")},
     "launching": ["launching"],
-    "__init__": ["triton_backend", "onchip", "stft_kernels"],
+    **{key: ["launching", "complex_kernel"] for key in ("complex_stft", "difference")},
+    "triton": ["triton_backend", "onchip", "stft_kernels"],
 }
 
 MUTATIONS = [
@@ -25,6 +26,18 @@ MUTATIONS = [
         TRITON + "launching.py",
         "estimates.stride(), actuals.stride(), dtype",
         "estimates.stride(), estimates.stride(), dtype",
+    ),
+    (
+        "differences of the first waveforms' strides",
+        TRITON + "complex_stft/difference.py",
+        "waves(estimates, actuals)",
+        "waves(estimates, estimates)",
+    ),
+    (
+        "launches of complex spectra for a gradient though none is wanted",
+        TRITON + "complex_stft/__init__.py",
+        "in _works(plan, shape, device, save)",
+        "in _works(plan, shape, device, True)",
     ),
     (
         "a launch of the first sizes",

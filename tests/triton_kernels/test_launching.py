@@ -22,18 +22,25 @@ from triton import knobs
 from triton.runtime import driver
 
 from torch_l1snr_fast.kernels import triton as kernels
+from torch_l1snr_fast.kernels.complex_plan import ComplexPlan
 from torch_l1snr_fast.kernels.plan import Plan, Resolution
-from torch_l1snr_fast.kernels.triton import common, launching
+from torch_l1snr_fast.kernels.triton import common, complex_stft, launching
 from torch_l1snr_fast.kernels.triton.launching import Launch, prepared
 
 RESOLUTIONS = (Resolution(256, 64, 256), Resolution(256, 128, 200))
 MULTI = Plan(LEVEL, SPECTRUM_LEVEL, RESOLUTIONS, sanitize_spectrum=True)
+# Of two launches, the first of double frames too.
+COMPLEX = ComplexPlan(
+    2.5, 0.7, (Resolution(1024, 400, 1024), Resolution(256, 47, 200), Resolution(512, 256, 512))
+)
+ONE = COMPLEX._replace(resolutions=(Resolution(256, 100, 256),))
 PLANS = [
     MULTI,
     Plan(WAVEFORM, SPECTRUM, RESOLUTIONS),
     Plan(None, SPECTRUM, RESOLUTIONS, reduction="none"),
     Plan(BLEND, None, sanitize_waveform=True),
     Plan(ENERGY, None),
+    ONE,
 ]
 
 
@@ -57,6 +64,8 @@ PREPARED = {
     "waveform": ("_statistics", "_gradient"),
     "onchip": ("_statistics", "_gradient"),
     "objective": ("_work",),
+    "complex_stft": ("_works",),
+    "complex_stft.difference": ("_difference",),
 }
 
 
@@ -83,32 +92,41 @@ def single(*shape: int, device: torch.device, seed: int = 0) -> tuple[Tensor, Te
     return signals(*shape, dtype=torch.float32, device=device, seed=seed)
 
 
-def as_by_triton(plan: Plan, e: Tensor, t: Tensor) -> list[str]:
+def computed(plan: Plan | ComplexPlan, e: Tensor, t: Tensor) -> list[Tensor]:
+    """All results of a forward and backward pass, the gradient last."""
+    if isinstance(plan, ComplexPlan):
+        means, gradient = complex_stft.complex_stft(plan, e, t, True)
+        assert gradient is not None
+        return [means, gradient]
+    result = run(kernels, plan, e, t)
+    return [*result.evaluation, result.gradient]
+
+
+def as_by_triton(plan: Plan | ComplexPlan, e: Tensor, t: Tensor) -> list[str]:
     """A forward and backward pass; what Triton was asked for that all of it was not before."""
     with asked() as names:
-        got = run(kernels, plan, e, t)
+        got = computed(plan, e, t)
     with watched() as every:
-        want = run(kernels, plan, e, t)
+        want = computed(plan, e, t)
     assert every
-    assert torch.equal(got.gradient, want.gradient)
-    for ours, theirs in zip(got.evaluation, want.evaluation, strict=True):
+    for ours, theirs in zip(got, want, strict=True):
         assert torch.equal(ours, theirs)
     return names
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_repeated(plan: Plan, device: torch.device):
+def test_repeated(plan: Plan | ComplexPlan, device: torch.device):
     """Of other waveforms, too."""
     as_by_triton(plan, *single(2, 2, 777, device=device))
     before = len(driver.active.records) if device.type == "cpu" else 0
     with asked() as names:
-        run(kernels, plan, *single(2, 2, 777, device=device, seed=1))
+        computed(plan, *single(2, 2, 777, device=device, seed=1))
     assert names == []
     e, t = single(2, 2, 777, device=device, seed=1)
     if device.type == "cpu":  # the machine sees each of them
         seen = [record.kernel for record in driver.active.records[before:]]
         with watched() as every:
-            run(kernels, plan, e, t)
+            computed(plan, e, t)
         assert seen == every
     assert as_by_triton(plan, e, t) == []
 
@@ -153,17 +171,17 @@ def further(x: Tensor, offset: int) -> Tensor:
 
 @pytest.mark.parametrize("plan", [MULTI._replace(resolutions=RESOLUTIONS[:1]), *PLANS[3:]])
 @pytest.mark.parametrize("change", CHANGES)
-def test_other_waveforms(plan: Plan, change: str, device: torch.device):
+def test_other_waveforms(plan: Plan | ComplexPlan, change: str, device: torch.device):
     e, t = single(2, 2, 300, device=device)
     as_by_triton(plan, e, t)
-    first = run(kernels, plan, e, t)
+    first = computed(plan, e, t)
     changed = CHANGES[change](e, t)
     as_by_triton(plan, *changed)
     with asked() as names:
-        run(kernels, plan, *changed)
-        again = run(kernels, plan, e, t)
+        computed(plan, *changed)
+        again = computed(plan, e, t)
     assert names == []
-    assert torch.equal(again.gradient, first.gradient)
+    assert torch.equal(again[-1], first[-1])
 
 
 def test_rows_further_apart_than_32_bits(apart, device: torch.device):
@@ -190,6 +208,31 @@ def test_other_options(other: Plan, device: torch.device):
     e, t = single(2, 1, 300, device=device)
     for plan in (MULTI, other, MULTI):
         as_by_triton(plan, e, t)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ONE._replace(waveform_weight=0.0),
+        ONE._replace(weight=0.2),
+        ONE._replace(resolutions=(Resolution(256, 101, 256),)),
+        ONE._replace(resolutions=(Resolution(256, 100, 199),)),
+    ],
+)
+def test_other_options_of_complex_spectra(other: ComplexPlan, device: torch.device):
+    e, t = single(2, 1, 300, device=device)
+    for plan in (ONE, other, ONE):
+        as_by_triton(plan, e, t)
+    means, gradient = complex_stft.complex_stft(ONE, e, t, False)  # an evaluation
+    assert torch.equal(means, computed(ONE, e, t)[0])
+    assert gradient is None
+
+
+@pytest.mark.slow
+def test_several_launches_of_complex_spectra(device: torch.device):
+    e, t = single(2, 2, 777, device=device)
+    as_by_triton(COMPLEX, e, t)
+    assert as_by_triton(COMPLEX, e, t) == []
 
 
 def test_other_sizes(monkeypatch: pytest.MonkeyPatch, device: torch.device):

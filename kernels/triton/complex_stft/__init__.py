@@ -15,20 +15,20 @@ rounding errors of its partner.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
-import triton
 from torch import Tensor
-from triton.runtime import driver
 
 from ...complex_plan import ComplexPlan, hann
 from ...eager import complex_stft as eager
 from ...eager.waveform import compute_dtype, sum_dtype
 from ...modes import kept
 from ...plan import Resolution
-from ..common import ceil_div, launch, on_device, readable
+from .. import common
+from ..common import ceil_div, on_device, readable
 from ..fft import Split, twiddles
+from ..launching import Launch, prepared
 from .difference import difference
 from .kernel import complex_stft_kernel
 
@@ -41,7 +41,6 @@ SPLITS = {
     2048: Split((16, 8, 16), 128),
 }
 SIZES = {*SPLITS, *(2 * n for n in SPLITS)}  # of frames
-REGISTERS = 168  # per thread: three programs of 128 on a multiprocessor, no spills
 PROGRAMS = 1584  # warps wanted of a launch: 12 on each of 132 multiprocessors, all at once
 
 
@@ -89,60 +88,77 @@ def stretches_of(n: int, signals: int, length: int) -> tuple[int, int]:
     return length // stretches, stretches
 
 
-def _launch(programs: int, threads: int, **arguments: Any) -> None:
-    kernel: Any = complex_stft_kernel
-    if isinstance(kernel, triton.JITFunction):
-        target = driver.active.get_current_target()
-        if target.backend == "cuda" and target.arch < 100:
-            arguments["maxnreg"] = REGISTERS
-    launch(kernel, programs, threads, **arguments)
+class Work(NamedTuple):
+    """A launch, the places of its means (-1: the waveform's), the shapes of what it writes."""
+
+    launch: Launch
+    places: list[int]
+    partials: tuple[int, int, int]
+    borders: tuple[int, int]
+
+
+@prepared
+def _works(plan: ComplexPlan, shape: torch.Size, device: torch.device, save: bool) -> list[Work]:
+    """One after the other; the first computes the waveform's term too."""
+    batch, channels, length = shape
+    signals, registers = batch * channels, common.config().registers_of_complex
+    options = {} if registers is None else {"maxnreg": registers}
+    found: list[Work] = []
+    for n, places in launches(plan.resolutions):
+        first = not found
+        some = tuple(plan.resolutions[i] for i in places)
+        stretch_length, stretches = stretches_of(n, signals, length)
+        launch = Launch(
+            complex_stft_kernel,
+            programs=signals * stretches,
+            threads=SPLITS[n].threads,
+            windows=windows(some, device),
+            hops=tuple(res.hop_length for res in some),
+            widths=tuple(res.win_length for res in some),
+            p_twiddles=twiddles(n, device),
+            p_halves=twiddles(2 * n, device),
+            channels=channels,
+            length=length,
+            border=border_of(plan),
+            stretch_length=stretch_length,
+            stretches=stretches,
+            zero=0,
+            waveform_weight=plan.waveform_weight,
+            weight=plan.weight,
+            RADICES=SPLITS[n].radices,
+            DOUBLES=sum(res.n_fft > n for res in some),
+            FIRST=int(first),
+            GRADIENT=save,
+            **options,
+        )
+        partials = (batch, channels * stretches, first + len(places))
+        found.append(Work(launch, [-1] * first + places, partials, (signals, some[0].n_fft)))
+    return found
+
+
+def border_of(plan: ComplexPlan) -> int:
+    """Samples reflected at either end, as many as the longest frames show."""
+    return max(res.pad for res in plan.resolutions)
 
 
 def complex_stft(
     plan: ComplexPlan, estimates: Tensor, actuals: Tensor, save: bool
 ) -> tuple[Tensor, Tensor | None]:
     """As the eager backend's, which computes what is not supported."""
-    batch, channels, length = estimates.shape
+    shape, device = estimates.shape, estimates.device
     dtype = compute_dtype(estimates, actuals)
-    if not all(supports(res, dtype, length) for res in plan.resolutions):
+    if not all(supports(res, dtype, shape[-1]) for res in plan.resolutions):
         return eager.complex_stft(plan, estimates, actuals, save)
-    device, signals = estimates.device, batch * channels
-    new: Any = {"dtype": torch.float32, "device": device}
-    gradient = torch.empty(estimates.shape, **new) if save else None
-    border = max(res.pad for res in plan.resolutions)
+    gradient = estimates.new_empty(shape, dtype=dtype) if save else None
     means = {}
     with on_device(estimates):
-        differences = difference(readable(estimates), readable(actuals), border)
-        for n, places in launches(plan.resolutions):
-            first = not means
-            some = tuple(plan.resolutions[i] for i in places)
-            stretch_length, stretches = stretches_of(n, signals, length)
-            partials = torch.empty(batch, channels * stretches, first + len(places), **new)
-            _launch(
-                signals * stretches,
-                SPLITS[n].threads,
-                differences=differences,
-                windows=windows(some, device),
-                hops=tuple(res.hop_length for res in some),
-                widths=tuple(res.win_length for res in some),
-                p_twiddles=twiddles(n, device),
-                p_halves=twiddles(2 * n, device),
-                gradient=gradient,
-                borders=torch.zeros(signals, some[0].n_fft, **new) if save else None,
-                partials=partials,
-                channels=channels,
-                length=length,
-                border=border,
-                stretch_length=stretch_length,
-                stretches=stretches,
-                zero=0,
-                waveform_weight=plan.waveform_weight,
-                weight=plan.weight,
-                RADICES=SPLITS[n].radices,
-                DOUBLES=sum(res.n_fft > n for res in some),
-                FIRST=int(first),
-                GRADIENT=save,
+        differences = difference(readable(estimates), readable(actuals), border_of(plan))
+        for work in _works(plan, shape, device, save):
+            partials = differences.new_empty(work.partials)
+            borders = differences.new_zeros(work.borders) if save else None
+            work.launch(
+                differences=differences, gradient=gradient, borders=borders, partials=partials
             )
             rows = partials.sum(1, dtype=sum_dtype(device)).unbind(1)
-            means |= zip([-1] * first + places, rows, strict=True)
+            means |= zip(work.places, rows, strict=True)
     return torch.stack([means[i] for i in sorted(means)]).float(), gradient

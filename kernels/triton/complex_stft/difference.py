@@ -6,7 +6,8 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from ..common import ceil_div, launch, strides
+from ..common import ceil_div
+from ..launching import Launch, Waves, prepared, waves
 from ..onchip.stretches import jit, reflected, signal_of
 
 BLOCK: tl.constexpr = tl.constexpr(1024)  # samples of the waveform that are read at a time
@@ -38,24 +39,28 @@ def difference_kernel(
     tl.store(differences + signal * padded + at, d, mask=at < padded)
 
 
-def difference(estimates: Tensor, actuals: Tensor, border: int) -> Tensor:
-    """e - t of waveforms [B, C, L], [signals, L + 2 border]."""
-    batch, channels, length = estimates.shape
+@prepared
+def _difference(given: Waves, border: int) -> tuple[Launch, tuple[int, int]]:
+    """The launch, and the shape of what it writes."""
+    _, channels, length = given.shape
     padded = length + 2 * border
     blocks = ceil_div(padded, BLOCK.value)
-    out = estimates.new_empty(batch * channels, padded, dtype=torch.float32)
-    launch(
+    launch = Launch(
         difference_kernel,
-        batch * channels * blocks,
-        128,
-        estimates=estimates,
-        actuals=actuals,
-        differences=out,
+        programs=given.signals * blocks,
+        threads=128,
+        **given.strides("estimate", "actual"),
         channels=channels,
         length=length,
         border=border,
         blocks=blocks,
-        **strides("estimate", estimates),
-        **strides("actual", actuals),
     )
-    return out
+    return launch, (given.signals, padded)
+
+
+def difference(estimates: Tensor, actuals: Tensor, border: int) -> Tensor:
+    """e - t of waveforms [B, C, L], [signals, L + 2 border]."""
+    launch, shape = _difference(waves(estimates, actuals), border)
+    differences = estimates.new_empty(shape, dtype=torch.float32)
+    launch(estimates=estimates, actuals=actuals, differences=differences)
+    return differences
