@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import math
+import multiprocessing
 import signal
 import statistics
 import time
@@ -29,8 +29,8 @@ COMPILATION = 150  # seconds for a compiled case on a GPU; some shapes take minu
 
 # Two float32 implementations of a spectrum's error disagree in the sign of bins near zero.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
-# By the root of the samples, what one of them changes: twice its share in a gradient of the real and
-# imaginary parts of three resolutions, of which there are 12 for a sample.
+# By the root of the samples, what one of them changes: twice its share in a gradient of the real
+# and imaginary parts of three resolutions, of which there are 12 for a sample.
 ONE_SIGN = 2 / math.sqrt(12)
 
 Pairs = list[tuple[Tensor, Tensor]]
@@ -79,7 +79,9 @@ def build(case: Case, name: str, device: torch.device) -> Step:
 
 def compare(case: Case, steps: dict[str, Step], pair: tuple[Tensor, Tensor]) -> None:
     """Raise unless every provider that computes this loss agrees with the first of them."""
-    tolerance = TOLERANCES[case.dtype] + ONE_SIGN / math.sqrt(math.prod(case.shape))
+    tolerance = TOLERANCES[case.dtype]
+    if BY_NAME[case.loss].spectral:
+        tolerance += ONE_SIGN / math.sqrt(math.prod(case.shape))
     wanted: tuple[Tensor, ...] | None = None
     for name, step in steps.items():
         if not PROVIDERS[name].exact:
