@@ -184,8 +184,8 @@ def sign_place(x, LANES: tl.constexpr):
 @triton.jit
 def signed(word, shift, a):
     """``a`` times the sign whose code starts at bit ``shift``."""
-    code = (word >> shift) & 3
-    return tl.where(code == 1, a, tl.where(code == 2, -a, 0 * a))
+    code = word >> shift
+    return tl.where(code & 1 != 0, a, tl.where(code & 2 != 0, -a, 0 * a))
 
 
 @triton.jit

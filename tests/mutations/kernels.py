@@ -85,8 +85,8 @@ MUTATIONS = [
     (
         "negative signs lost",
         TRITON + "common.py",
-        "tl.where(code == 2, -a, 0 * a)",
-        "tl.where(code == 2, a, 0 * a)",
+        "tl.where(code & 2 != 0, -a, 0 * a)",
+        "tl.where(code & 2 != 0, a, 0 * a)",
     ),
     (
         "Inf repaired to 0 in a kernel",

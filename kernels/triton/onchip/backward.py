@@ -162,11 +162,11 @@ def stft_gradient_kernel(
                     done, p_e, window, half_r * N, start, length, frames, i, N, HOP, SANITIZE
                 )
             if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:
-                finish(done, p_gradient, wave, start, BASE, LANES)
+                finish(done, p_gradient, wave, start, HOP, BASE, LANES)
             else:
                 finish_with_care(
                     done, p_gradient, p_borders, wave, repairs, start, length, dirty,
-                    N, SIGNALS, BASE, SANITIZE, LANES,
+                    N, HOP, SIGNALS, BASE, SANITIZE, LANES,
                 )  # fmt: skip
     if stretch == 0:
         fold_border(p_gradient, p_borders, repairs, length, dirty, 0, N, CHUNK, SIGNALS, SANITIZE)

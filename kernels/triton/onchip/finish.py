@@ -30,18 +30,27 @@ ADDED, ZERO = Base("added"), Base("zero")
 
 
 @triton.jit
-def _base(p_gradient, wave, p, mask, BASE: tl.constexpr, LANES: tl.constexpr):
-    """What this resolution's gradient is added to: what is there, nothing, or the waveform's."""
+def _base(
+    p_gradient, wave, start, j, mask,
+    CHUNK: tl.constexpr, HOP: tl.constexpr, BASE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """What chunk j from ``start`` is added to: what is there, nothing, or the waveform's.
+
+    In sums of addresses what is one for all threads comes first, so that it is added up for all.
+    """
+    lane = tl.arange(0, CHUNK)
     if BASE == "added":
-        return tl.load(p_gradient + p, mask=mask)
+        return tl.load(p_gradient + start + j * CHUNK + lane, mask=mask)
     elif BASE == "zero":
-        return tl.zeros(p.shape, tl.float32)
+        return tl.zeros([CHUNK], tl.float32)
     else:
         p_signs, p_e, a, r = wave
-        word, shift = sign_place(p, LANES)
-        value = signed(tl.load(p_signs + word, mask=mask), shift, a)
+        # A sample's place is that of its hop and its place in the hop: they have no bit in common.
+        word, shift = sign_place(start + j * CHUNK // HOP * HOP, LANES)
+        lane_word, lane_shift = sign_place(j * CHUNK % HOP + lane, LANES)
+        value = signed(tl.load(p_signs + word + lane_word, mask=mask), shift + lane_shift, a)
         if BASE == "level":
-            value += r * tl.load(p_e + p, mask=mask).to(tl.float32)
+            value += r * tl.load(p_e + start + j * CHUNK + lane, mask=mask).to(tl.float32)
         return value
 
 
@@ -54,22 +63,23 @@ def _known(repairs, p, mask, SIGNALS: tl.constexpr):
 
 
 @triton.jit
-def finish(done, p_gradient, wave, start, BASE: tl.constexpr, LANES: tl.constexpr):
+def finish(
+    done, p_gradient, wave, start,
+    HOP: tl.constexpr, BASE: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
     """Hops inside of the signal, all loads before the stores, to wait for memory once."""
     CHUNK: tl.constexpr = done[0].shape[0]
-    lane = tl.arange(0, CHUNK)
     total = ()
     for j in tl.static_range(len(done)):
-        base = _base(p_gradient, wave, start + j * CHUNK + lane, None, BASE, LANES)
-        total += (done[j] + base,)
+        total += (done[j] + _base(p_gradient, wave, start, j, None, CHUNK, HOP, BASE, LANES),)
     for j in tl.static_range(len(done)):
-        tl.store(p_gradient + start + j * CHUNK + lane, total[j])
+        tl.store(p_gradient + start + j * CHUNK + tl.arange(0, CHUNK), total[j])
 
 
 @triton.jit
 def finish_with_care(
     done, p_gradient, p_borders, wave, repairs, start, length, dirty,
-    N: tl.constexpr, SIGNALS: tl.constexpr, BASE: tl.constexpr,
+    N: tl.constexpr, HOP: tl.constexpr, SIGNALS: tl.constexpr, BASE: tl.constexpr,
     SANITIZE: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Hops that are at a border, or have samples that are not finite."""
@@ -80,7 +90,7 @@ def finish_with_care(
         known = done[j]
         if SANITIZE:
             known = tl.where(_known(repairs, p, mask & dirty, SIGNALS), known, 0.0)
-        known += _base(p_gradient, wave, p, mask, BASE, LANES)
+        known += _base(p_gradient, wave, start, j, mask, CHUNK, HOP, BASE, LANES)
         tl.store(p_gradient + p, known, mask=mask)
         border = tl.where(p < 0, -1 - p, N // 2 + p - length)
         outside = (p < 0) | ((p >= length) & (p < length + N // 2))
