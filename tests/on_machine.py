@@ -73,7 +73,7 @@ DATA_DECIDES = {
         "if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:",
     ): SECOND_READING,
     ("stft_statistics_kernel", "if dirty:"): SECOND_READING,
-    ("stft_statistics_kernel", "x = tl.load(p_t + p).to(tl.float32)"): SECOND_READING,
+    ("stft_statistics_kernel", "x = tl.load(p_x + p)"): SECOND_READING,
     (
         "stft_gradient_kernel",
         "if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:",

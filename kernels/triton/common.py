@@ -45,8 +45,10 @@ class Config(NamedTuple):
     # Its registers per thread, and where a hop is half a frame; None: as many as ptxas likes.
     registers: int | None = None
     registers_of_long_hops: int | None = None
+    # A pair's signs, and its samples, are loaded before the FFT of the pair before it.
+    prefetch: bool = True
+    prefetch_forward: bool = False
     registers_of_complex: int | None = None  # of the loss of complex spectra, per thread
-    prefetch: bool = True  # its backward loads a pair's signs before the FFT of the pair before
 
 
 # By compute capability, from the one on. What only a card can decide stands here, and is measured

@@ -197,6 +197,12 @@ MUTATIONS = [
         "todo = ~dirty & ~finite(re + im) & (first < 0)",
     ),
     (
+        "samples loaded ahead of the same pair again",
+        TRITON + "onchip/forward.py",
+        "following = _read(waves, i + 1, length",
+        "following = _read(waves, i, length",
+    ),
+    (
         "conjugates of the next tensor",
         TRITON + "onchip/signs.py",
         "tl.where(c == 0, further, opposite[h])",

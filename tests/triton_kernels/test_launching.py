@@ -239,7 +239,13 @@ def test_other_sizes(monkeypatch: pytest.MonkeyPatch, device: torch.device):
     e, t = single(2, 1, 700, device=device)
     usual = common.config()
     as_by_triton(MULTI, e, t)
-    for changes in ({"prefetch": False}, {"lanes": 32}, {"registers": 128}, {"sums": 8}):
+    for changes in (
+        {"prefetch": False},
+        {"prefetch_forward": True},
+        {"lanes": 32},
+        {"registers": 128},
+        {"sums": 8},
+    ):
         monkeypatch.setattr(common, "CONFIG", usual._replace(**changes))
         assert as_by_triton(MULTI, e, t)
     monkeypatch.setattr(common, "CONFIG", None)

@@ -36,7 +36,7 @@ def _base(
 ):  # fmt: skip
     """What chunk j from ``start`` is added to: what is there, nothing, or the waveform's.
 
-    In sums of addresses what is one for all threads comes first, so that it is added up for all.
+    Addresses are added up from what all threads have in common, which makes one for all chunks.
     """
     lane = tl.arange(0, CHUNK)
     if BASE == "added":

@@ -18,6 +18,7 @@ import triton.language as tl
 
 from ... import plan
 from ...plan import Resolution
+from .. import common
 from ..common import COLUMNS, finite, sanitized, store_partials
 from ..fft import SPLITS, fft, twiddles, unpack
 from ..launching import Launch, Waves
@@ -40,34 +41,58 @@ NOTED: tl.constexpr = tl.constexpr(256)  # samples counted at a time, and words 
 
 
 @triton.jit
-def _read(
-    waves,
-    start,
-    length,
-    dirty,
-    COUNT: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ERROR: tl.constexpr,
-    SANITIZE: tl.constexpr,
-    INSIDE: tl.constexpr,
-):
-    """COUNT chunks of e - t or of t, from position ``start`` of the reflected signal."""
-    p_e, p_t = waves
-    p = tl.arange(0, COUNT)[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]  # [in chunk, chunk]
-    if INSIDE:
-        p_e += start
-        p_t += start
-    else:
-        p = reflected(start + p, length)
-    x = tl.load(p_t + p).to(tl.float32)
-    if SANITIZE and not INSIDE:
-        x = tl.where(dirty, sanitized(x), x)
-    if ERROR:
-        e = tl.load(p_e + p).to(tl.float32)
-        if SANITIZE and not INSIDE:
-            e = tl.where(dirty, sanitized(e), e)
-        x = e - x
+def _chunks(samples):
+    """Of t, or of e - t, from samples of t or of both."""
+    x = samples[0].to(tl.float32)
+    if len(samples) == 2:
+        x -= samples[1].to(tl.float32)
     return unpack(x)
+
+
+@triton.jit
+def _load(
+    waves, start, length, dirty,
+    COUNT: tl.constexpr, CHUNK: tl.constexpr, SANITIZE: tl.constexpr, INSIDE: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """COUNT chunks, as ``_read`` has them, from position ``start`` of the reflected signal."""
+    p = tl.arange(0, COUNT)[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]  # [in chunk, chunk]
+    if not INSIDE:
+        p = reflected(start + p, length)
+    samples = ()
+    for k in tl.static_range(len(waves)):
+        p_x = waves[k]
+        if INSIDE:
+            p_x += start
+        x = tl.load(p_x + p)
+        if not PREFETCH:  # which holds them in as few registers as they need
+            x = x.to(tl.float32)
+        if SANITIZE and not INSIDE:
+            x = tl.where(dirty, sanitized(x.to(tl.float32)).to(x.dtype), x)
+        samples += (x,)
+    if PREFETCH:
+        return samples
+    else:
+        return _chunks(samples)
+
+
+@triton.jit
+def _read(
+    waves, i, length, dirty,
+    N: tl.constexpr, HOP: tl.constexpr, CHUNK: tl.constexpr, SANITIZE: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):  # fmt: skip
+    """The chunks of e - t, or of t, that no pair before i reaches over.
+
+    With PREFETCH they are samples of both, or of t, for a difference would wait for them.
+    """
+    COUNT: tl.constexpr = 2 * HOP // CHUNK
+    start = i * (2 * HOP) + N // 2 - HOP
+    if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:
+        new = _load(waves, start, length, dirty, COUNT, CHUNK, SANITIZE, True, PREFETCH)
+    else:
+        new = _load(waves, start, length, dirty, COUNT, CHUNK, SANITIZE, False, PREFETCH)
+    return new
 
 
 @triton.jit
@@ -124,9 +149,9 @@ def _stretch(
     stop,
     HOP: tl.constexpr,
     RADICES: tl.constexpr,
-    ERROR: tl.constexpr,
     SAVE: tl.constexpr,
     SANITIZE: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """What the pairs first <= i < stop of D or of T leave: their row of sums, and signs."""
     R1: tl.constexpr = RADICES[0]
@@ -145,12 +170,15 @@ def _stretch(
         sum_re = tl.zeros([R1 * R2], tl.float32)  # [bin mod n / R3]
         sum_im = tl.zeros([R1 * R2], tl.float32)
         sounding = tl.zeros([CHUNK], tl.int32)  # a bit for each frame
-        for i in range(first - N // (2 * HOP), stop):
-            start = i * (2 * HOP) + N // 2 - HOP
-            if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:
-                new = _read(waves, start, length, dirty, 2 * SHIFT, CHUNK, ERROR, SANITIZE, True)
+        begin = first - N // (2 * HOP)
+        if PREFETCH:
+            following = _read(waves, begin, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
+        for i in range(begin, stop):
+            if PREFETCH:
+                new = _chunks(following)
+                following = _read(waves, i + 1, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
             else:
-                new = _read(waves, start, length, dirty, 2 * SHIFT, CHUNK, ERROR, SANITIZE, False)
+                new = _read(waves, i, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
             x = held + new
             held = x[2 * SHIFT :]
             if i >= first:
@@ -208,6 +236,7 @@ def stft_statistics_kernel(
     SIGNALS: tl.constexpr,  # 2: D and T; 1: D alone
     SAVE: tl.constexpr,
     SANITIZE: tl.constexpr,
+    PREFETCH: tl.constexpr,  # a pair's samples are loaded before the FFT of the pair before it
 ):  # fmt: skip
     """Sums and signs of one stretch of ``span`` pairs of frames.
 
@@ -225,7 +254,7 @@ def stft_statistics_kernel(
     if program % SIGNALS == 0:
         re, im, dirty = _stretch(
             waves, tables, signs, length, frames, first, stop, HOP, RADICES,
-            ERROR=True, SAVE=SAVE, SANITIZE=SANITIZE,
+            SAVE=SAVE, SANITIZE=SANITIZE, PREFETCH=PREFETCH,
         )  # fmt: skip
         # All of what follows is computed again rather than kept in registers during the loop.
         program += zero
@@ -243,8 +272,8 @@ def stft_statistics_kernel(
                         store_unknown(waves[0], p_unknown, p, end, NOTED)
     else:
         re, im, _ = _stretch(
-            waves, tables, signs, length, frames, first, stop, HOP, RADICES,
-            ERROR=False, SAVE=False, SANITIZE=SANITIZE,
+            waves[1:], tables, signs, length, frames, first, stop, HOP, RADICES,
+            SAVE=False, SANITIZE=SANITIZE, PREFETCH=PREFETCH,
         )  # fmt: skip
         p_partials = partials + program.to(tl.int64) * COLUMNS
         store_partials(p_partials, 0.0, 0.0, re, im, 0.0, 0.0, 0.0)
@@ -275,4 +304,5 @@ def statistics(
         SIGNALS=kinds,
         SAVE=save,
         SANITIZE=sanitize,
+        PREFETCH=common.config().prefetch_forward,
     )
