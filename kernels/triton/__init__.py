@@ -54,9 +54,9 @@ def statistics(plan: Plan, estimates: Tensor, actuals: Tensor, save: bool) -> St
             spectrum = plan.spectrum.kind
             routes = [stft_route(res, given.dtype, given.shape[-1]) for res in plan.resolutions]
             if save and plan.sanitize_spectrum:
-                unknown = new_unknown(estimates)
+                unknown = new_unknown(given, estimates)
                 if any(route is not onchip for route in routes):  # which finds them on its way
-                    find_unknown(estimates, unknown)
+                    find_unknown(given, estimates, unknown)
             for res, route in zip(plan.resolutions, routes, strict=True):
                 sums, kept = route.stft_statistics(
                     given,

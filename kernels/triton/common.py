@@ -130,10 +130,6 @@ def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def new_partials(like: Tensor, signals: int, chunks: int, dtype: torch.dtype) -> Tensor:
-    return like.new_empty(signals, chunks, COLUMNS.value, dtype=dtype)
-
-
 def block_count(elements: int) -> int:
     return ceil_div(elements, PLANES.value * config().lanes)
 
@@ -200,8 +196,3 @@ def store_partials(p_partials, err_re, err_im, ref_re, ref_im, q_est, q_ref, non
     tl.store(p_partials + 4, q_est)
     tl.store(p_partials + 5, q_ref)
     tl.store(p_partials + 6, nonfinite)
-
-
-def strides(name: str, x: Tensor) -> dict[str, int]:
-    """A kernel's arguments for where rows and channels of [B, C, L] begin."""
-    return {f"{name}_batch": x.stride(0), f"{name}_channel": x.stride(1)}

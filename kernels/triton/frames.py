@@ -16,22 +16,20 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..plan import Resolution
+from ..plan import Objective, Resolution
 from . import common
 from .common import (
     COLUMNS,
     ceil_div,
     finite,
     jit,
-    launch,
     place,
     sanitized,
     store_partials,
-    strides,
 )
-from .unknown import is_known
+from .launching import Launch, Waves
+from .unknown import is_known, unknown_words
 
 UNROLL = tl.constexpr(4)  # elements of a thread whose loads are in flight together
 
@@ -257,95 +255,74 @@ def overlap_add_kernel(
 
 
 def frame(
-    estimates: Tensor,
-    actuals: Tensor,
+    given: Waves,
     res: Resolution,
     slab: Slab,
-    framed: Tensor,
-    partials: Tensor,
-    edges: Tensor | None,
-    chunks: tuple[int, int],
-    level: bool,
+    term: Objective,
+    save: bool,
     sanitize: bool,
-) -> None:
-    """Write the slab's windowed frames of e - t, and of t where ``framed`` [1 or 2, ...] holds two.
+    chunks: tuple[int, int],
+    partial_stride: int,
+) -> Launch:
+    """Writes the slab's windowed frames of e - t, and those of t unless the loss is pure L1.
 
-    ``partials`` [signals, chunks, COLUMNS] and ``edges`` [signals, frames, 2] are the slab's, and
-    ``chunks`` says how many there are per signal and how many frames each has.
+    Of ``partials`` [signals, chunks, COLUMNS], and of ``edges`` [signals, frames, 2], it is given
+    the slab's. ``chunks`` says how many there are per signal and how many frames each has.
     """
-    _, channels, length = estimates.shape
-    lanes = common.config().lanes
-    launch(
+    _, channels, length = given.shape
+    count, level, lanes = res.frames(length), term.has_level, common.config().lanes
+    return Launch(
         frame_kernel,
         programs=slab.signals * chunks[0],
         threads=lanes,
-        estimates=estimates,
-        actuals=actuals,
-        window=res.window(framed.dtype, framed.device),
-        framed=framed,
-        partials=partials,
-        edges=edges,
-        **strides("estimate", estimates),
-        **strides("actual", actuals),
-        partial_stride=partials.stride(0),
-        edge_stride=0 if edges is None else edges.stride(0),
+        **given.strides("estimate", "actual"),
+        window=res.window(given.dtype, given.device),
+        partial_stride=partial_stride,
+        edge_stride=count * 2,
         channels=channels,
         length=length,
         first_signal=slab.first_signal,
         first_frame=slab.first_frame,
         frames=slab.frames,
-        frame_count=res.frames(length),
-        values=framed.stride(0),
+        frame_count=count,
+        values=slab.signals * slab.frames * res.n_fft,
         chunks=chunks[0],
         span=chunks[1],
         n=res.n_fft,
         hop=res.hop_length,
         pad=res.pad,
-        TARGET=framed.shape[0] == 2,
+        TARGET=not term.pure_l1,
         LEVEL=level,
-        SAVE=edges is not None,
+        SAVE=save and level,
         SANITIZE=sanitize,
         TALLY=level or sanitize,
         LANES=lanes,
     )
 
 
-def overlap_add(
-    framed: Tensor,
-    estimates: Tensor,
-    coefficients: Tensor,
-    res: Resolution,
-    slab: Slab,
-    gradient: Tensor,
-    level: bool,
-    unknown: Tensor | None,
-) -> None:
-    """Add the slab's frames, windowed, overlapped and folded, and r n w^2 e / 2 to ``gradient``.
+def overlap_add(given: Waves, res: Resolution, slab: Slab, level: bool, sanitize: bool) -> Launch:
+    """Adds the slab's frames, windowed, overlapped and folded, and r n w^2 e / 2 to ``gradient``.
 
-    ``framed`` is [pairs, n, 2]. Samples that ``unknown`` names get nothing.
+    ``framed`` is [pairs, n, 2]. With ``sanitize``, samples that ``unknown`` names get nothing.
     """
-    batch, channels, length = gradient.shape
+    batch, channels, length = given.shape
     # Samples whose frames, or whose images' frames, may lie in the slab.
     first = slab.first_frame * res.hop_length - res.pad
     end = first + (slab.frames - 1) * res.hop_length + res.n_fft
     first, end = max(0, min(first, length - 1 - res.pad)), min(end, length)
-    width = common.config().lanes * UNROLL.value
+    lanes = common.config().lanes
+    width = lanes * UNROLL.value
     blocks = ceil_div(end - first, width)
-    launch(
+    return Launch(
         overlap_add_kernel,
         programs=slab.signals * blocks,
-        threads=common.config().lanes,
-        gradient=gradient,
-        framed=framed,
-        window=res.window(gradient.dtype, gradient.device),
-        estimates=estimates,
-        unknown=unknown,
-        coefficients=coefficients,
-        **strides("estimate", estimates),
+        threads=lanes,
+        **given.strides("estimate"),
+        window=res.window(given.dtype, given.device),
         batch=batch,
         channels=channels,
         length=length,
-        words=0 if unknown is None else unknown.stride(0),
+        words=unknown_words(length),
         first_signal=slab.first_signal,
         first_frame=slab.first_frame,
         frames=slab.frames,
@@ -356,6 +333,6 @@ def overlap_add(
         hop=res.hop_length,
         pad=res.pad,
         LEVEL=level,
-        SANITIZE=unknown is not None,
+        SANITIZE=sanitize,
         WIDTH=width,
     )

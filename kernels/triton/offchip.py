@@ -8,15 +8,17 @@ Frames and spectra go through memory, in slabs that bound how much of them exist
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..plan import NONFINITE, Objective, Resolution
 from . import common
-from .common import PLANES, block_count, ceil_div, new_partials, split
+from .common import COLUMNS, PLANES, block_count, ceil_div, split
 from .frames import Slab, frame, overlap_add
-from .launching import Waves
-from .spectrum import spectrum_gradient, spectrum_statistics
+from .launching import Launch, Waves, prepared
+from .spectrum import sign_words, spectrum_gradient, spectrum_statistics
 
 SAVED = 2  # tensors that stft_statistics saves: the signs and the edge bins
 
@@ -41,6 +43,72 @@ def slabs(signals: int, frames: int, frame_bytes: int) -> list[Slab]:
     ]
 
 
+class Part(NamedTuple):
+    """A slab's launches, the shape of its frames, and where it writes."""
+
+    frame: Launch
+    spectrum: Launch
+    framed: tuple[int, int, int, int]
+    edges: tuple[slice, slice]
+    tallies: tuple[slice, slice]  # of the partial sums, the frames'
+    sums: tuple[slice, slice]  # the spectra's
+    signs: tuple[slice, slice]
+
+
+@prepared
+def _statistics(
+    given: Waves, res: Resolution, term: Objective, save: bool, sanitize: bool
+) -> tuple[list[Part], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """The slabs, and the shapes of sums, signs and edge bins."""
+    length = given.shape[-1]
+    signals, count = given.signals, res.frames(length)
+    transforms = 1 if term.pure_l1 else 2
+    block = PLANES.value * common.config().lanes
+
+    # A frame and its spectrum exist together, of e - t and of t.
+    todo = slabs(signals, count, 2 * transforms * res.n_fft * given.dtype.itemsize)
+    _, together, _, span = todo[0]
+    tallies = split(together, span, res.n_fft)
+    sums = split(together, block_count(span * 2 * res.bins), block)
+    tallied = tallies[0] if term.has_level or sanitize else 0
+    rows = tallied + sums[0]
+    partials = (signals, ceil_div(count, span) * rows, COLUMNS.value)
+    stride = partials[1] * partials[2]
+
+    def part(slab: Slab) -> Part:
+        own, frames = slab.span
+        row = slab.first_frame // span * rows
+        word = slab.first_frame * 2 * res.bins // block * common.config().lanes
+        return Part(
+            frame(given, res, slab, term, save, sanitize, tallies, stride),
+            spectrum_statistics(given, res, slab, term, save, sums, stride),
+            framed=(transforms, slab.signals, slab.frames, res.n_fft),
+            edges=(own, frames),
+            tallies=(own, slice(row, row + tallied)),
+            sums=(own, slice(row + tallied, row + rows)),
+            signs=(own, slice(word, None)),
+        )
+
+    signs = (signals, sign_words(res, length))
+    return [part(slab) for slab in todo], partials, signs, (signals, count, 2)
+
+
+@prepared
+def _gradient(
+    given: Waves, res: Resolution, term: Objective, sanitize: bool
+) -> list[tuple[Launch, Launch, tuple[int, int, int]]]:
+    """Of each slab its launches, and the shape of the spectra."""
+    n, level = res.n_fft, term.has_level
+    return [
+        (
+            spectrum_gradient(given, res, slab, level),
+            overlap_add(given, res, slab, level, sanitize),
+            (slab.pairs, n, 2),
+        )
+        for slab in slabs(given.signals, res.frames(given.shape[-1]), 2 * n * given.dtype.itemsize)
+    ]
+
+
 def stft_statistics(
     given: Waves,
     estimates: Tensor,
@@ -55,58 +123,31 @@ def stft_statistics(
 
     Which samples are ``unknown`` is found out before, not here.
     """
-    batch, _, length = given.shape
-    signals, count = given.signals, res.frames(length)
-    dtype, level = given.dtype, term.has_level
-    transforms = 1 if term.pure_l1 else 2
-    block = PLANES.value * common.config().lanes
+    parts, *shapes = _statistics(given, res, term, save, sanitize)
+    partials = estimates.new_empty(shapes[0], dtype=given.dtype)
+    signs = estimates.new_empty(shapes[1], dtype=torch.int32) if save else None
+    edges = partials.new_empty(shapes[2]) if save and term.has_level else None
 
-    # A frame and its spectrum exist together, of e - t and of t.
-    todo = slabs(signals, count, 2 * transforms * res.n_fft * dtype.itemsize)
-    _, together, _, span = todo[0]
-    tallies = split(together, span, res.n_fft)
-    sums = split(together, block_count(span * 2 * res.bins), block)
-    tallied = tallies[0] if level or sanitize else 0
-    rows = tallied + sums[0]
-    partials = new_partials(estimates, signals, ceil_div(count, span) * rows, dtype)
-    signs = edges = None
-    if save:
-        words = block_count(count * 2 * res.bins) * common.config().lanes
-        signs = estimates.new_empty(signals, words, dtype=torch.int32)
-        if level:
-            edges = estimates.new_empty(signals, count, 2, dtype=dtype)
-
-    def one(slab: Slab) -> None:
-        own, frames = slab.span
-        row = slab.first_frame // span * rows
-        part = partials[own, row : row + rows]
-        framed = partials.new_empty(transforms, slab.signals, slab.frames, res.n_fft)
-        frame(
-            estimates,
-            actuals,
-            res,
-            slab,
-            framed,
-            partials=part[:, :tallied],
-            edges=None if edges is None else edges[own, frames],
-            chunks=tallies,
-            level=level,
-            sanitize=sanitize,
+    def one(part: Part) -> None:
+        framed = partials.new_empty(part.framed)
+        part.frame(
+            estimates=estimates,
+            actuals=actuals,
+            framed=framed,
+            partials=partials[part.tallies],
+            edges=None if edges is None else edges[part.edges],
         )
-        spectra = torch.view_as_real(torch.fft.rfft(framed))
-        word = slab.first_frame * 2 * res.bins // block * common.config().lanes
-        spectrum_statistics(
-            spectra,
-            partials=part[:, tallied:],
-            signs=None if signs is None else signs[own, word:],
-            chunks=sums,
+        part.spectrum(
+            spectra=torch.view_as_real(torch.fft.rfft(framed)),
+            partials=partials[part.sums],
+            signs=None if signs is None else signs[part.signs],
         )
 
-    for slab in todo:
-        one(slab)  # whose frames and spectra are gone before the next slab's
+    for part in parts:
+        one(part)  # whose frames and spectra are gone before the next one's
     if sanitize and res.hop_length > res.pad:
         partials[:, 0, NONFINITE] += nonfinite_outside_of_frames(estimates, actuals, res)
-    return partials.view(batch, -1, partials.shape[-1]), (signs, edges)
+    return partials.view(given.shape[0], -1, COLUMNS.value), (signs, edges)
 
 
 def nonfinite_outside_of_frames(estimates: Tensor, actuals: Tensor, res: Resolution) -> Tensor:
@@ -134,24 +175,18 @@ def stft_gradient(
     of the computation; samples that are ``unknown`` get nothing (None: there are none).
     """
     signs, edges = saved
-    assert signs is not None
-    _, channels, length = given.shape
-    n = res.n_fft
 
-    def one(slab: Slab) -> None:
-        spectra = gradient.new_empty(slab.pairs, n, 2)
-        spectrum_gradient(signs, edges, coefficients, channels, res, slab, spectra)
+    def one(spectrum: Launch, overlap: Launch, shape: tuple[int, int, int]) -> None:
+        spectra = gradient.new_empty(shape)
+        spectrum(spectra=spectra, signs=signs, edges=edges, coefficients=coefficients)
         framed = torch.fft.ifft(torch.view_as_complex(spectra), norm="forward")
-        overlap_add(
-            torch.view_as_real(framed),
-            estimates,
-            coefficients,
-            res,
-            slab,
-            gradient,
-            level=term.has_level,
+        overlap(
+            framed=torch.view_as_real(framed),
+            estimates=estimates,
+            coefficients=coefficients,
             unknown=unknown,
+            gradient=gradient,
         )
 
-    for slab in slabs(given.signals, res.frames(length), 2 * n * gradient.dtype.itemsize):
-        one(slab)
+    for part in _gradient(given, res, term, unknown is not None):
+        one(*part)

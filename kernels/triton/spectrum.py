@@ -15,16 +15,14 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..plan import Resolution
+from ..plan import Objective, Resolution
 from . import common
 from .common import (
     COLUMNS,
     PLANES,
     block_count,
     jit,
-    launch,
     place,
     sign_code,
     sign_place,
@@ -32,6 +30,7 @@ from .common import (
     store_partials,
 )
 from .frames import Slab
+from .launching import Launch, Waves
 
 
 @jit
@@ -172,64 +171,60 @@ def spectrum_gradient_kernel(
         tl.store(p_spectrum + 2 * (n - k) + part, mirrored, mask=(k > 0) & (2 * k < n))
 
 
+def sign_words(res: Resolution, length: int) -> int:
+    """Of a signal."""
+    return block_count(res.frames(length) * 2 * res.bins) * common.config().lanes
+
+
 def spectrum_statistics(
-    spectra: Tensor, partials: Tensor, signs: Tensor | None, chunks: tuple[int, int]
-) -> None:
+    given: Waves,
+    res: Resolution,
+    slab: Slab,
+    term: Objective,
+    save: bool,
+    chunks: tuple[int, int],
+    partial_stride: int,
+) -> Launch:
     """Sums over a slab's ``spectra`` [1 or 2, signals, frames, bins, 2], and the first one's signs.
 
-    ``partials`` [signals, chunks, COLUMNS] and ``signs`` [signals, words] are the slab's, and
-    ``chunks`` says how many there are per signal and how many blocks each has.
+    Of ``partials`` [signals, chunks, COLUMNS] and ``signs`` [signals, words] it is given the
+    slab's. ``chunks`` says how many there are per signal and how many blocks each has.
     """
-    count, signals = spectra.shape[:2]
-    values = spectra[0, 0].numel()
+    values = slab.frames * 2 * res.bins
     lanes = common.config().lanes
-    launch(
+    return Launch(
         spectrum_statistics_kernel,
-        programs=signals * chunks[0],
+        programs=slab.signals * chunks[0],
         threads=lanes,
-        spectra=spectra,
-        partials=partials,
-        signs=signs,
-        partial_stride=partials.stride(0),
-        sign_stride=0 if signs is None else signs.stride(0),
+        partial_stride=partial_stride,
+        sign_stride=sign_words(res, given.shape[-1]),
         values=values,
-        target=signals * values,
+        target=slab.signals * values,
         blocks=block_count(values),
         chunks=chunks[0],
         span=chunks[1],
-        TARGET=count == 2,
-        SAVE=signs is not None,
+        TARGET=not term.pure_l1,
+        SAVE=save,
         LANES=lanes,
     )
 
 
-def spectrum_gradient(
-    signs: Tensor,
-    edges: Tensor | None,
-    coefficients: Tensor,
-    channels: int,
-    res: Resolution,
-    slab: Slab,
-    spectra: Tensor,
-) -> None:
-    """Write S_a + i S_b of each pair of the slab's frames into ``spectra`` [pairs, n, 2]."""
+def spectrum_gradient(given: Waves, res: Resolution, slab: Slab, level: bool) -> Launch:
+    """Writes S_a + i S_b of each pair of the slab's frames into ``spectra`` [pairs, n, 2]."""
+    batch, channels, length = given.shape
     lanes = common.config().lanes
-    launch(
+    return Launch(
         spectrum_gradient_kernel,
-        programs=spectra.shape[0],
+        programs=slab.pairs,
         threads=lanes,
-        spectra=spectra,
-        signs=signs,
-        edges=edges,
-        coefficients=coefficients,
-        batch=coefficients.shape[1],
+        batch=batch,
         channels=channels,
-        words=signs.stride(0),
-        edge_stride=0 if edges is None else edges.stride(0),
+        words=sign_words(res, length),
+        edge_stride=res.frames(length) * 2,
         first_signal=slab.first_signal,
         first_frame=slab.first_frame,
         frames=slab.frames,
         n=res.n_fft,
-        LEVEL=edges is not None,
+        LEVEL=level,
         LANES=lanes,
     )

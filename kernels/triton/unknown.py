@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import common
-from .common import ceil_div, finite, jit, launch, place, strides
+from .common import ceil_div, finite, jit, place
+from .launching import Launch, Waves, prepared
 
 BITS: tl.constexpr = tl.constexpr(32)
 
@@ -55,28 +56,34 @@ def unknown_kernel(
     store_unknown(p_e, unknown + signal * words, first, length, LANES)
 
 
-def new_unknown(estimates: Tensor) -> Tensor:
-    batch, channels, length = estimates.shape
-    words = ceil_div(length, BITS.value)
-    return estimates.new_empty(batch * channels, words, dtype=torch.int32)
+def unknown_words(length: int) -> int:
+    """Of a signal."""
+    return ceil_div(length, BITS.value)
 
 
-def find_unknown(estimates: Tensor, unknown: Tensor) -> None:
-    """Write all of the words."""
-    _, channels, length = estimates.shape
-    signals, words = unknown.shape
-    lanes = common.config().lanes
+@prepared
+def _find(given: Waves) -> Launch:
+    _, channels, length = given.shape
+    words, lanes = unknown_words(length), common.config().lanes
     blocks = ceil_div(words, lanes)
-    launch(
+    return Launch(
         unknown_kernel,
-        programs=signals * blocks,
+        programs=given.signals * blocks,
         threads=lanes,
-        estimates=estimates,
-        unknown=unknown,
-        **strides("estimate", estimates),
+        **given.strides("estimate"),
         channels=channels,
         length=length,
         words=words,
         blocks=blocks,
         LANES=lanes,
     )
+
+
+def new_unknown(given: Waves, estimates: Tensor) -> Tensor:
+    shape = given.signals, unknown_words(given.shape[-1])
+    return estimates.new_empty(shape, dtype=torch.int32)
+
+
+def find_unknown(given: Waves, estimates: Tensor, unknown: Tensor) -> None:
+    """Write all of the words."""
+    _find(given)(estimates=estimates, unknown=unknown)

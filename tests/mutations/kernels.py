@@ -8,6 +8,7 @@ FILES = {
     "objective": ["waveform_kernels", "stft_kernels", "triton_backend"],
     "frames": ["stft_kernels", "triton_backend"],
     "spectrum": ["stft_kernels", "triton_backend"],
+    "offchip": ["launching", "stft_kernels"],
     "unknown": ["onchip", "stft_kernels"],
     **{
         key: ["onchip"]
@@ -38,6 +39,36 @@ MUTATIONS = [
         TRITON + "complex_stft/__init__.py",
         "in _works(plan, shape, device, save)",
         "in _works(plan, shape, device, True)",
+    ),
+    (
+        "by torch.fft: the first slab's launch for all",
+        TRITON + "offchip.py",
+        "frame(given, res, slab, term",
+        "frame(given, res, todo[0], term",
+    ),
+    (
+        "by torch.fft: signs of every slab in the first's place",
+        TRITON + "offchip.py",
+        "word = slab.first_frame * 2",
+        "word = 0 * 2",
+    ),
+    (
+        "by torch.fft: sums of every slab in the first's place",
+        TRITON + "offchip.py",
+        "row = slab.first_frame // span",
+        "row = 0",
+    ),
+    (
+        "by torch.fft: frames added in the first slab's place",
+        TRITON + "offchip.py",
+        "overlap_add(given, res, slab, level",
+        "overlap_add(given, res, slab._replace(first_signal=0), level",
+    ),
+    (
+        "samples repaired without telling where a signal's words are",
+        TRITON + "frames.py",
+        "words=unknown_words(length)",
+        "words=0",
     ),
     (
         "a launch of the first sizes",

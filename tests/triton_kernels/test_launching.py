@@ -15,7 +15,18 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from checks import BLEND, ENERGY, LEVEL, SPECTRUM, SPECTRUM_LEVEL, WAVEFORM, launches, run, signals
+from checks import (
+    BLEND,
+    ENERGY,
+    LEVEL,
+    SPECTRUM,
+    SPECTRUM_LEVEL,
+    SPECTRUM_PURE,
+    WAVEFORM,
+    launches,
+    run,
+    signals,
+)
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton import knobs
@@ -34,8 +45,12 @@ COMPLEX = ComplexPlan(
     2.5, 0.7, (Resolution(1024, 400, 1024), Resolution(256, 47, 200), Resolution(512, 256, 512))
 )
 ONE = COMPLEX._replace(resolutions=(Resolution(256, 100, 256),))
+# By torch.fft, with a route on chip beside it.
+OFF_CHIP = MULTI._replace(resolutions=(Resolution(300, 100, 280), RESOLUTIONS[0]))
 PLANS = [
     MULTI,
+    OFF_CHIP,
+    OFF_CHIP._replace(spectrum=SPECTRUM, sanitize_spectrum=False),
     Plan(WAVEFORM, SPECTRUM, RESOLUTIONS),
     Plan(None, SPECTRUM, RESOLUTIONS, reduction="none"),
     Plan(BLEND, None, sanitize_waveform=True),
@@ -63,6 +78,8 @@ def asked() -> Iterator[list[str]]:
 PREPARED = {
     "waveform": ("_statistics", "_gradient"),
     "onchip": ("_statistics", "_gradient"),
+    "offchip": ("_statistics", "_gradient"),
+    "unknown": ("_find",),
     "objective": ("_work",),
     "complex_stft": ("_works",),
     "complex_stft.difference": ("_difference",),
@@ -169,7 +186,9 @@ def further(x: Tensor, offset: int) -> Tensor:
     return there
 
 
-@pytest.mark.parametrize("plan", [MULTI._replace(resolutions=RESOLUTIONS[:1]), *PLANS[3:]])
+@pytest.mark.parametrize(
+    "plan", [MULTI._replace(resolutions=RESOLUTIONS[:1]), PLANS[1], *PLANS[5:]]
+)
 @pytest.mark.parametrize("change", CHANGES)
 def test_other_waveforms(plan: Plan | ComplexPlan, change: str, device: torch.device):
     e, t = single(2, 2, 300, device=device)
@@ -226,6 +245,46 @@ def test_other_options_of_complex_spectra(other: ComplexPlan, device: torch.devi
     means, gradient = complex_stft.complex_stft(ONE, e, t, False)  # an evaluation
     assert torch.equal(means, computed(ONE, e, t)[0])
     assert gradient is None
+
+
+FFT = OFF_CHIP._replace(resolutions=OFF_CHIP.resolutions[:1])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        FFT._replace(sanitize_spectrum=False),
+        FFT._replace(spectrum=SPECTRUM),
+        FFT._replace(spectrum=SPECTRUM_PURE),
+        FFT._replace(resolutions=(Resolution(302, 100, 280),)),
+        FFT._replace(resolutions=(Resolution(300, 101, 280),)),
+        FFT._replace(resolutions=(Resolution(300, 100, 279),)),
+        FFT._replace(resolutions=(Resolution(300, 100, 280, "hamming"),)),
+    ],
+)
+def test_other_options_by_torch_fft(other: Plan, device: torch.device):
+    e, t = single(2, 1, 400, device=device)
+    for plan in (FFT, other, FFT):
+        as_by_triton(plan, e, t)
+    e, t = signals(2, 1, 400, dtype=torch.float64, device=device)
+    as_by_triton(other, e, t)
+    sums = kernels.statistics(other, e, t, save=False).partials
+    for ours, theirs in zip(sums, kernels.statistics(other, e, t, save=True).partials, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_slabs_of_signals_and_of_frames(monkeypatch: pytest.MonkeyPatch, device: torch.device):
+    """Each has a launch of its own."""
+    e, t = single(2, 2, 600, device=device)
+    plan = FFT._replace(resolutions=(Resolution(30, 2, 30),))  # 301 frames of a signal
+    usual = common.config()
+    as_by_triton(plan, e, t)
+    for changes in ({"transient": 300_000}, {"lanes": 32, "transient": 1}):
+        monkeypatch.setattr(common, "CONFIG", usual._replace(**changes))
+        assert as_by_triton(plan, e, t).count("frame_kernel") > 1
+        assert as_by_triton(plan, e, t) == []
+    monkeypatch.setattr(common, "CONFIG", None)
+    assert as_by_triton(plan, e, t) == []
 
 
 @pytest.mark.slow
