@@ -56,9 +56,7 @@ def tests_of(file: str, quick: list[str]) -> list[str]:
     """The tests that a mistake in a file of the package is to fail."""
     if not file.startswith(kernels.TRITON):
         return ["tests/test_complex_stft.py"] if Path(file).stem == "complex_stft" else quick
-    path = Path(file)
-    key = path.parent.name if path.stem == "__init__" else path.stem
-    return [f"tests/triton_kernels/test_{name}.py" for name in kernels.FILES[key]]
+    return [f"tests/triton_kernels/test_{name}.py" for name in kernels.tests_of(file)]
 
 
 def run_tests(folder: Path, tests: list[str]) -> tuple[bool, str]:

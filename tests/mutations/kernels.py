@@ -1,5 +1,7 @@
 """Mistakes in Triton's kernels: what is wrong then, file, text, its replacement."""
 
+from pathlib import Path
+
 TRITON = "kernels/triton/"
 # The tests that see a file's mistakes first.
 FILES = {
@@ -20,6 +22,13 @@ FILES = {
     **{key: ["launching", "complex_kernel"] for key in ("complex_stft", "difference")},
     "triton": ["triton_backend", "onchip", "stft_kernels"],
 }
+
+
+def tests_of(file: str) -> list[str]:
+    """The tests that a mistake in a file is to fail."""
+    path = Path(file)
+    return FILES[path.parent.name if path.stem == "__init__" else path.stem]
+
 
 MUTATIONS = [
     (
