@@ -63,12 +63,13 @@ COLORS = {
 
 
 class Table:
-    """The newest figures of one kind of device."""
+    """The newest figures of one kind of device, all of one device: that measured last."""
 
     def __init__(self, kind: str, rows: Iterable[Row]) -> None:
         self.kind, self.ours = kind, OURS[kind]
+        every = list(rows)
         # What was measured for an older commit or other versions gives way.
-        self.rows = {row.key[2:]: row for row in rows}
+        self.rows = {row.key[2:]: row for row in every if row.key.device == every[-1].key.device}
         self.headline = shape_text(HEADLINE[kind])
 
     def find(

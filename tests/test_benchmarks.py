@@ -42,6 +42,16 @@ def test_stale_page_is_noticed():
     assert report.filled(faster) == text
 
 
+def test_figures_of_two_devices_are_not_compared():
+    """Nor shown side by side: a table is of the device that was measured last."""
+    rows = records.read(records.RESULTS / "cpu.csv")
+    ours = [row for row in rows if row.key.provider == registry.OURS["cpu"]][-1]
+    other = ours._replace(key=ours.key._replace(device="CPU of yesterday"))
+    theirs = other._replace(key=other.key._replace(provider=registry.UPSTREAM))
+    assert [*report.Table("cpu", [theirs, other, ours]).rows.values()] == [ours]
+    assert [*report.Table("cpu", [ours, other, theirs]).rows.values()] == [other, theirs]
+
+
 def off_by(share: float) -> Provider:
     """The eager backend with a gradient that is somewhat wrong."""
 
