@@ -28,7 +28,7 @@ from .records import ROOT
 
 PASSED, FAILED, TIMEOUT, MISSING = "passed", "failed", "timed out", "not available"
 LEAST = 20  # seconds without which no step is begun
-KERNELS = "regex:^(waveform|stft|frame|spectrum|overlap|objective)"  # ours, for ncu
+KERNELS = "^(waveform|stft|complex|difference|frame|unknown|spectrum|overlap|objective)_"  # ours
 SECTIONS = (
     "SpeedOfLight",
     "MemoryWorkloadAnalysis",
@@ -140,7 +140,7 @@ def only_false_alarms(text: str) -> bool:
 
 def counters(out: Path, arguments: list[str]) -> Step:
     """Hardware counters of our kernels, which leave the clocks of the card alone."""
-    options = ("--clock-control", "none", "--profile-from-start", "off", "-k", KERNELS)
+    options = ("--clock-control", "none", "--profile-from-start", "off", "-k", f"regex:{KERNELS}")
     sections = (word for section in SECTIONS for word in ("--section", section))
     file = ("--csv", "--page", "raw", "--log-file", str(out / "counters.csv"))
     return Step("counters", 150, arguments, "ncu", (*options, *sections, *file))

@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from . import records
 from .clock import Clock
 from .measure import Pairs, build, input_pairs, timer
-from .registry import HEADLINE, LOSSES, MULTI, OURS, PROVIDERS, Case, shape_text
+from .registry import COMPLEX, HEADLINE, LOSSES, MULTI, OURS, PROVIDERS, Case, shape_text
 from .traffic import Counter, Traffic, kernel_bytes, transform_size
 
 CALLS = 20
@@ -44,6 +44,7 @@ COPIED = 1 << 30  # bytes of the copy that bandwidth is measured with
 WAYS = [
     *((MULTI, provider) for provider in ("triton", "triton, torch.fft")),
     *((name, "triton") for name, loss in LOSSES.items() if not loss.spectral),
+    (COMPLEX, "triton"),
 ]
 
 Event = tuple[str, float, float]  # name, start, duration in microseconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import re
 import sys
 import time
 from pathlib import Path
@@ -196,6 +197,17 @@ def test_share_of_the_issue_rate(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "stft, 512" in first
     assert "0.25 of issue" in first
     assert "0.50 of issue" in second
+
+
+def test_counters_are_of_our_kernels_and_no_others():
+    folder = gpu_visit.ROOT / "kernels" / "triton"
+    text = "".join(path.read_text() for path in folder.rglob("*.py"))
+    ours = re.findall(r"^def (\w+_kernel)\(", text, re.MULTILINE)
+    assert {"waveform_gradient_kernel", "complex_stft_kernel"} < set(ours)
+    for name in ours:
+        assert re.match(gpu_visit.KERNELS, name), name
+    for name in ("vectorized_elementwise_kernel", "reduce_kernel", "multi_tensor_apply_kernel"):
+        assert not re.match(gpu_visit.KERNELS, name), name
 
 
 def test_every_step_of_a_visit_exists(tmp_path: Path):
