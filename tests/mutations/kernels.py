@@ -14,7 +14,16 @@ FILES = {
     "unknown": ["onchip", "stft_kernels"],
     **{
         key: ["onchip"]
-        for key in ("stretches", "pairs", "signs", "forward", "level", "backward", "finish")
+        for key in (
+            "stretches",
+            "samples",
+            "pairs",
+            "signs",
+            "forward",
+            "level",
+            "backward",
+            "finish",
+        )
     },
     "fft": ["fft", "onchip"],
     **{key: ["complex_kernel"] for key in ("directions", "walk")},
@@ -239,8 +248,8 @@ MUTATIONS = [
     (
         "samples loaded ahead of the same pair again",
         TRITON + "onchip/forward.py",
-        "following = _read(waves, i + 1, length",
-        "following = _read(waves, i, length",
+        "following = read(waves, i + 1, length",
+        "following = read(waves, i, length",
     ),
     (
         "conjugates of the next tensor",

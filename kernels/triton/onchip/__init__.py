@@ -1,8 +1,8 @@
 """One STFT resolution without a spectrum in memory: waveforms in, sums and signs out, and back.
 
-A room for each thing: who does what (``stretches``), two frames in one transform (``pairs``), the
-signs' words (``signs``), the way there (``forward``), its levels (``level``), the way back
-(``backward``) and where that ends (``finish``).
+A room for each thing: who does what (``stretches``), its samples (``samples``), two frames in one
+transform (``pairs``), the signs' words (``signs``), the way there (``forward``), its levels
+(``level``), the way back (``backward``) and where that ends (``finish``).
 
 A pair of frames consumes, or completes, two hops: that is why a hop must be a whole number of the
 chunks in which ``fft`` holds a signal, and why a chunk is read or written once per stretch.

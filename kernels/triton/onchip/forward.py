@@ -19,11 +19,12 @@ import triton.language as tl
 from ... import plan
 from ...plan import Resolution
 from .. import common
-from ..common import COLUMNS, finite, sanitized, store_partials
+from ..common import COLUMNS, finite, store_partials
 from ..fft import SPLITS, fft, twiddles, unpack
 from ..launching import Launch, Waves
 from ..unknown import BITS, store_unknown
 from .pairs import separate
+from .samples import NOTED, chunks, count_nonfinite, read
 from .signs import either, not_silent, silence, store_signs
 from .stretches import (
     forward_stretch,
@@ -31,68 +32,11 @@ from .stretches import (
     jit,
     points,
     prepare,
-    reflected,
     signal_of,
     zeros,
 )
 
 NONFINITE: tl.constexpr = tl.constexpr(plan.NONFINITE)
-NOTED: tl.constexpr = tl.constexpr(256)  # samples counted at a time, and words of them written
-
-
-@triton.jit
-def _chunks(samples):
-    """Of t, or of e - t, from samples of t or of both."""
-    x = samples[0].to(tl.float32)
-    if len(samples) == 2:
-        x -= samples[1].to(tl.float32)
-    return unpack(x)
-
-
-@triton.jit
-def _load(
-    waves, start, length, dirty,
-    COUNT: tl.constexpr, CHUNK: tl.constexpr, SANITIZE: tl.constexpr, INSIDE: tl.constexpr,
-    PREFETCH: tl.constexpr,
-):  # fmt: skip
-    """COUNT chunks, as ``_read`` has them, from position ``start`` of the reflected signal."""
-    p = tl.arange(0, COUNT)[None, :] * CHUNK + tl.arange(0, CHUNK)[:, None]  # [in chunk, chunk]
-    if not INSIDE:
-        p = reflected(start + p, length)
-    samples = ()
-    for k in tl.static_range(len(waves)):
-        p_x = waves[k]
-        if INSIDE:
-            p_x += start
-        x = tl.load(p_x + p)
-        if not PREFETCH:  # which holds them in as few registers as they need
-            x = x.to(tl.float32)
-        if SANITIZE and not INSIDE:
-            x = tl.where(dirty, sanitized(x.to(tl.float32)).to(x.dtype), x)
-        samples += (x,)
-    if PREFETCH:
-        return samples
-    else:
-        return _chunks(samples)
-
-
-@triton.jit
-def _read(
-    waves, i, length, dirty,
-    N: tl.constexpr, HOP: tl.constexpr, CHUNK: tl.constexpr, SANITIZE: tl.constexpr,
-    PREFETCH: tl.constexpr,
-):  # fmt: skip
-    """The chunks of e - t, or of t, that no pair before i reaches over.
-
-    With PREFETCH they are samples of both, or of t, for a difference would wait for them.
-    """
-    COUNT: tl.constexpr = 2 * HOP // CHUNK
-    start = i * (2 * HOP) + N // 2 - HOP
-    if (start >= 0) & (start + 2 * HOP <= length) & ~dirty:
-        new = _load(waves, start, length, dirty, COUNT, CHUNK, SANITIZE, True, PREFETCH)
-    else:
-        new = _load(waves, start, length, dirty, COUNT, CHUNK, SANITIZE, False, PREFETCH)
-    return new
 
 
 @triton.jit
@@ -123,19 +67,6 @@ def _add_up(sum_re, sum_im, a_re, a_im, b_re, b_im, a_end, b_end, there):
     sum_re += _sum_abs(a_re) + tl.abs(a_end) + there * (_sum_abs(b_re) + tl.abs(b_end))
     sum_im += _sum_abs(a_im) + there * _sum_abs(b_im)
     return sum_re, sum_im
-
-
-@triton.jit
-def _count(waves, first, stop):
-    """Samples first <= p < stop of e and of t that are not finite."""
-    p_e, p_t = waves
-    count = tl.zeros([NOTED], tl.float32)
-    at = tl.arange(0, NOTED)
-    for p in range(first, stop, NOTED):
-        e = tl.load(p_e + p + at, mask=p + at < stop, other=0.0)
-        t = tl.load(p_t + p + at, mask=p + at < stop, other=0.0)
-        count += tl.where(finite(e), 0.0, 1.0) + tl.where(finite(t), 0.0, 1.0)
-    return tl.sum(count, 0)
 
 
 @triton.jit
@@ -172,13 +103,13 @@ def _stretch(
         sounding = tl.zeros([CHUNK], tl.int32)  # a bit for each frame
         begin = first - N // (2 * HOP)
         if PREFETCH:
-            following = _read(waves, begin, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
+            following = read(waves, begin, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
         for i in range(begin, stop):
             if PREFETCH:
-                new = _chunks(following)
-                following = _read(waves, i + 1, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
+                new = chunks(following)
+                following = read(waves, i + 1, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
             else:
-                new = _read(waves, i, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
+                new = read(waves, i, length, dirty, N, HOP, CHUNK, SANITIZE, PREFETCH)
             x = held + new
             held = x[2 * SHIFT :]
             if i >= first:
@@ -265,7 +196,7 @@ def stft_statistics_kernel(
                 sizes = (channels, length, span + zero)
                 waves, signal, first, stop = _share(program, places, sizes, HOP, SIGNALS)
                 begin, end = first * (2 * HOP), tl.minimum(stop * (2 * HOP), length)
-                tl.store(p_partials + NONFINITE, _count(waves, begin, end))
+                tl.store(p_partials + NONFINITE, count_nonfinite(waves, begin, end))
                 if SAVE:
                     p_unknown = unknown + signal * ((length + BITS - 1) // BITS)
                     for p in range(begin, end, NOTED * BITS):
